@@ -1,0 +1,25 @@
+-- Roles, database, extension and privileges as they should be; safe to run again at every start.
+\set owner_password `cat /run/secrets/postgres_owner_password`
+\set app_password `cat /run/secrets/postgres_app_password`
+
+SELECT 'CREATE ROLE ' || name FROM unnest(ARRAY['app_owner', 'app']) AS name
+WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name) \gexec
+-- app_owner owns the schema and migrates it; app is what the application runs as.
+ALTER ROLE app_owner LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION PASSWORD :'owner_password';
+ALTER ROLE app LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION PASSWORD :'app_password';
+
+SELECT 'CREATE DATABASE app OWNER app_owner'
+WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = 'app') \gexec
+REVOKE ALL ON DATABASE app FROM PUBLIC;
+GRANT CONNECT ON DATABASE app TO app;
+
+\connect app
+SET client_min_messages = warning;
+CREATE EXTENSION IF NOT EXISTS timescaledb;
+ALTER SCHEMA public OWNER TO app_owner;
+REVOKE ALL ON SCHEMA public FROM PUBLIC;
+GRANT USAGE ON SCHEMA public TO app;
+ALTER DEFAULT PRIVILEGES FOR ROLE app_owner IN SCHEMA public
+    GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO app;
+ALTER DEFAULT PRIVILEGES FOR ROLE app_owner IN SCHEMA public
+    GRANT USAGE, SELECT ON SEQUENCES TO app;
