@@ -1,0 +1,298 @@
+#!/usr/bin/python
+"""Ansible module: keep one file per secret in a private directory."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: secret_files
+short_description: Keep one file per secret in a private directory
+description:
+  - Generates each named secret once, on the target, and leaves it alone afterwards.
+  - A value given in O(values), for instance from Ansible Vault, takes the place of the generated one.
+  - Handles every secret in one module execution, and never returns or shows a value.
+  - Files are written to a temporary name, synchronised to disk and renamed, so that a reader or a
+    power failure meets the old content or the new one.
+options:
+  path:
+    description:
+      - The directory. It is created with mode 0700; its files have mode 0444, so that a container
+        they are mounted into can read them whatever its user, and no other user of the host can.
+    type: path
+    required: true
+  names:
+    description: Secrets that must exist. Small letters, digits and underscores.
+    type: list
+    elements: str
+    required: true
+  values:
+    description: Values that take the place of generated ones, by name.
+    type: dict
+    default: {}
+  known:
+    description:
+      - Names that O(values) may hold beside O(names) without being written, such as those of
+        services that are switched off.
+    type: list
+    elements: str
+    default: []
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+    details: Names what would be generated or replaced; never shows a value.
+"""
+
+EXAMPLES = r"""
+- name: Keep the database's passwords
+  secret_files:
+    path: /opt/compose-stack/secrets
+    names: [postgres_owner_password, postgres_app_password]
+    values: "{{ vaulted_secrets }}"
+"""
+
+RETURN = r"""
+versions:
+  description:
+    - An opaque version of each secret in O(names). It changes when the content changes, and tells
+      nothing about it. V(pending) in check mode for a secret that does not exist yet.
+  type: dict
+  returned: success
+  sample: {postgres_app_password: 4f1c09a7be52}
+actions:
+  description: What was done to each secret that was touched, by name.
+  type: dict
+  returned: success
+  sample: {postgres_app_password: generated}
+unused:
+  description: Secrets found in the directory that O(names) does not hold. They are left alone.
+  type: list
+  elements: str
+  returned: success
+"""
+
+import hashlib
+import hmac
+import os
+import re
+import secrets
+import stat
+import string
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_ALPHABET = string.ascii_letters + string.digits
+_LENGTH = 43  # of 62 characters: as hard to guess as 32 random bytes
+_SHORTEST = 8
+_VERSION_KEY = ".version-key"
+_TEMPORARY = ".secret_files."
+_DIRECTORY_MODE = 0o700
+_FILE_MODE = 0o444
+_KEY_MODE = 0o400
+
+
+class Refused(Exception):
+    """What was given, or what was found, cannot be used."""
+
+
+def problems(names: list[str], values: dict[str, Any], known: list[str]) -> list[str]:
+    """Everything that is wrong with the parameters, never quoting a value."""
+    found = [
+        f"'{name}' is not a name for a secret: small letters, digits and underscores"
+        for name in names
+        if not _NAME.fullmatch(name)
+    ]
+    for name, value in sorted(values.items()):
+        if name not in names and name not in known:
+            valid = ", ".join(sorted({*names, *known})) or "none"
+            found.append(f"'{name}' is not the name of a secret here (there are: {valid})")
+        elif not isinstance(value, str):
+            found.append(f"'{name}' is not text: put the value in quotes")
+        elif not value:
+            found.append(f"'{name}' is empty: leave it out to have one generated")
+        elif any(c.isspace() or not c.isprintable() for c in value):
+            found.append(
+                f"'{name}' holds a line break, NUL, blank or other character that does not print"
+            )
+        elif len(value) < _SHORTEST:
+            found.append(f"'{name}' is shorter than {_SHORTEST} characters")
+    return found
+
+
+def read(path: Path) -> bytes | None:
+    """The content of a regular file; None when there is nothing usable."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        raise Refused(f"{path} is not a regular file: move it away")
+    # A crash of the host can leave an empty file behind where the file system did not keep order.
+    return path.read_bytes() or None
+
+
+def write(path: Path, content: bytes, mode: int) -> None:
+    """Replace a file's content in one step that survives a power failure."""
+    descriptor, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            os.fchmod(stream.fileno(), mode)
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+class SecretFiles:
+    """The directory, brought to what is asked of it."""
+
+    def __init__(self, directory: Path, *, check_mode: bool) -> None:
+        self.directory = directory
+        self.check_mode = check_mode
+        self.actions: dict[str, str] = {}
+        self.versions: dict[str, str] = {}
+        self.repaired: list[str] = []
+        self.key: bytes | None = None
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.actions or self.repaired)
+
+    def repair(self, path: Path, mode: int) -> None:
+        """Set owner and mode where they differ."""
+        status = path.lstat()
+        wanted = (os.geteuid(), os.getegid())
+        if (status.st_uid, status.st_gid) != wanted:
+            self.repaired.append(f"{path.name}: owner {status.st_uid}:{status.st_gid}")
+            if not self.check_mode:
+                os.chown(path, *wanted, follow_symlinks=False)
+        if stat.S_IMODE(status.st_mode) != mode:
+            self.repaired.append(f"{path.name}: mode {stat.S_IMODE(status.st_mode):04o}")
+            if not self.check_mode:
+                path.chmod(mode)
+
+    def prepare(self) -> None:
+        """Make the directory, and the key that versions are made with."""
+        try:
+            status: os.stat_result | None = self.directory.lstat()
+        except FileNotFoundError:
+            status = None
+        if status is None:
+            self.repaired.append(f"{self.directory.name}: created")
+            if self.check_mode:
+                return
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self.directory.chmod(_DIRECTORY_MODE)
+        elif not stat.S_ISDIR(status.st_mode):
+            raise Refused(f"{self.directory} is not a directory: move it away")
+        else:
+            self.repair(self.directory, _DIRECTORY_MODE)
+        path = self.directory / _VERSION_KEY
+        self.key = read(path)
+        if self.key is not None:
+            self.repair(path, _KEY_MODE)
+        elif not self.check_mode:
+            self.key = secrets.token_bytes(32)
+            write(path, self.key, _KEY_MODE)
+
+    def ensure(self, name: str, value: str | None) -> None:
+        """Make one secret exist with the given content, or with any."""
+        path = self.directory / name
+        content = read(path)
+        if content is not None and value is None:
+            if content.strip() != content or b"\0" in content:
+                raise Refused(
+                    f"{path} begins or ends with a blank or line break, or holds NUL: write it "
+                    f"without (printf %s), or delete it to have a new one generated"
+                )
+            self.repair(path, _FILE_MODE)
+        elif value is not None and content == value.encode():
+            self.repair(path, _FILE_MODE)
+        else:
+            if value is None:
+                self.actions[name] = "generated"
+                content = "".join(secrets.choice(_ALPHABET) for _ in range(_LENGTH)).encode()
+            else:
+                self.actions[name] = "replaced from secrets_values"
+                content = value.encode()
+            if not self.check_mode:
+                write(path, content, _FILE_MODE)
+        self.versions[name] = self.version(name, content)
+
+    def version(self, name: str, content: bytes) -> str:
+        if self.key is None or (self.check_mode and self.actions.get(name) == "generated"):
+            return "pending"
+        return hmac.new(self.key, name.encode() + b"\0" + content, hashlib.sha256).hexdigest()[:12]
+
+    def unused(self, names: list[str]) -> list[str]:
+        """Secrets that nothing asks for; and what a killed run left behind goes."""
+        if not self.directory.is_dir():
+            return []
+        found = []
+        for path in sorted(self.directory.iterdir()):
+            if path.name.startswith(_TEMPORARY):
+                if not self.check_mode:
+                    path.unlink(missing_ok=True)
+            elif _NAME.fullmatch(path.name) and path.name not in names:
+                found.append(path.name)
+        return found
+
+    def diff(self) -> dict[str, str]:
+        after = [f"{name}: {action}" for name, action in sorted(self.actions.items())]
+        after += [f"{note} -> repaired" if ": created" not in note else note for note in self.repaired]
+        return {
+            "before_header": str(self.directory),
+            "after_header": str(self.directory),
+            "before": "",
+            "after": "".join(f"{line}\n" for line in after),
+        }
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "path": {"type": "path", "required": True},
+            "names": {"type": "list", "elements": "str", "required": True, "no_log": False},
+            "values": {"type": "dict", "default": {}, "no_log": True},
+            "known": {"type": "list", "elements": "str", "default": [], "no_log": False},
+        },
+        supports_check_mode=True,
+    )
+    names: list[str] = module.params["names"]
+    values: dict[str, Any] = module.params["values"]
+    found = problems(names, values, module.params["known"])
+    if found:
+        module.fail_json(msg="secrets_values: " + "; ".join(found) + ".")
+    files = SecretFiles(Path(module.params["path"]), check_mode=module.check_mode)
+    try:
+        files.prepare()
+        for name in names:
+            files.ensure(name, values.get(name))
+        unused = files.unused(names)
+    except Refused as refusal:
+        module.fail_json(msg=f"{refusal}.")
+    except OSError as error:
+        module.fail_json(msg=f"Cannot keep secrets in {files.directory}: {error}.")
+    module.exit_json(
+        changed=files.changed,
+        versions=files.versions,
+        actions=files.actions,
+        unused=unused,
+        **({"diff": files.diff()} if files.changed else {}),
+    )
+
+
+if __name__ == "__main__":
+    main()
