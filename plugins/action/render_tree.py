@@ -1,0 +1,218 @@
+"""Controller side of render_tree: renders every file, then runs the module once."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import functools
+import importlib
+import os
+import runpy
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ansible.module_utils
+from ansible import constants
+from ansible.errors import AnsibleActionFail, AnsibleError
+from ansible.parsing.vault import EncryptedString
+from ansible.plugins.action import ActionBase
+from ansible.template import trust_as_template
+
+try:
+    from ansible._internal._datatag._tags import Origin
+except ImportError:  # private to ansible-core: without it only inline vault strings are recognised
+    Origin = None
+
+# Ansible ships a project's module_utils to targets, but does not make them importable on the controller.
+_PLUGINS = Path(__file__).resolve().parents[1]
+if str(_PLUGINS / "module_utils") not in ansible.module_utils.__path__:
+    ansible.module_utils.__path__.append(str(_PLUGINS / "module_utils"))
+
+trees = importlib.import_module("ansible.module_utils.trees")
+
+PAYLOAD_LIMIT = 64 * 1024 * 1024
+SHARED_TEMPLATES = "files/templates"
+
+
+class ActionModule(ActionBase):  # type: ignore[misc]
+    """Render a directory of templates and hand it over in one module execution."""
+
+    _supports_check_mode = True
+    _supports_diff = True
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Entry point of Ansible."""
+        del tmp
+        variables = task_vars or {}
+        super().run(None, variables)
+        _, params = self.validate_argument_spec(_argument_spec())
+        try:
+            modes = trees.Modes.of(params["mode"], params["directory_mode"], params["modes"])
+            source = self._source(params["src"])
+            secrets = [*params["secrets"], *_vaulted(variables)]
+            files, origins = self._render(source, params, modes, variables, secrets)
+            payload = trees.pack(files, origins, secrets)
+        except trees.TreeError as error:
+            raise AnsibleActionFail(str(error)) from error
+        if len(payload) > PAYLOAD_LIMIT:
+            raise AnsibleActionFail(
+                f"render_tree: {source} makes {len(payload) >> 20} MiB, more than the {PAYLOAD_LIMIT >> 20} MiB "
+                "that fit one execution: copy large files apart"
+            )
+        arguments = {**params, "secrets": [], "_payload": payload}
+        result: dict[str, Any] = self._execute_module(module_name="render_tree", module_args=arguments, task_vars=variables)
+        return result
+
+    def _source(self, src: str) -> Path:
+        try:
+            source = Path(self._find_needle("templates", src))
+        except AnsibleError as error:
+            raise AnsibleActionFail(
+                f"render_tree: src {src!r} was not found in the role or beside the playbook: "
+                "create the directory or correct src"
+            ) from error
+        if not source.is_dir():
+            raise AnsibleActionFail(f"render_tree: src {source} is not a directory: use template for a single file")
+        return source
+
+    def _render(
+        self, source: Path, params: Mapping[str, Any], modes: Any, variables: dict[str, Any], secrets: list[str]
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """Render top-level directories first, so that top-level files can name their digests."""
+        include_path = self._include_path(params["include_path"], variables)
+        files: dict[str, Any] = {}
+        origins: dict[str, str] = {}
+        digests: dict[str, str] | None = None
+        for relative, path in sorted(_walk(source, params["exclude"]), key=lambda item: ("/" not in item[0], item[0])):
+            if "/" not in relative and digests is None:
+                digests = trees.digests(trees.plant(files, modes))
+            name = relative.removesuffix(".j2")
+            if name in files:
+                raise AnsibleActionFail(f"render_tree: {path} and {origins[name]} both make {name}: remove one")
+            if relative.endswith(".j2"):
+                content = self._render_file(path, [source, *include_path], params, variables, digests)
+                if params["skip_empty"] and not content.strip():
+                    continue
+            else:
+                content = self._read(path, secrets)
+            mode = modes.for_file(name, os.access(path, os.X_OK))
+            files[name] = trees.Entry(trees.FILE, mode, content)
+            origins[name] = os.path.relpath(path)
+        for name in files:
+            if any(other.startswith(name + "/") for other in files):
+                raise AnsibleActionFail(f"render_tree: {name} is made both as a file and as a directory: rename one")
+        return files, origins
+
+    def _render_file(
+        self,
+        path: Path,
+        search_path: list[Path],
+        params: Mapping[str, Any],
+        variables: dict[str, Any],
+        digests: dict[str, str] | None,
+    ) -> bytes:
+        local = {
+            **variables,
+            "template_path": str(path),
+            "template_fullpath": str(path),
+            "ansible_managed": variables.get("ansible_managed", "Ansible managed"),
+        }
+        if digests is not None:
+            local["render_tree_digests"] = digests
+        try:
+            text = trust_as_template(self._loader.get_text_file_contents(str(path)))
+            templar = self._templar.copy_with_new_env(
+                searchpath=[str(directory) for directory in [path.parent, *search_path]], available_variables=local
+            )
+            rendered = templar.template(
+                text,
+                escape_backslashes=False,
+                overrides={"trim_blocks": params["trim_blocks"], "lstrip_blocks": params["lstrip_blocks"]},
+            )
+        except AnsibleError as error:
+            raise AnsibleActionFail(f"render_tree: cannot render {os.path.relpath(path)}: {error}") from error
+        return b"" if rendered is None else str(rendered).encode()
+
+    def _read(self, path: Path, secrets: list[str]) -> bytes:
+        """Read a file that is no template, decrypting it if it is a vault file."""
+        real = Path(self._loader.get_real_file(str(path)))
+        content = real.read_bytes()
+        if real != path:
+            secrets.append(content.decode(errors="replace"))
+            self._loader.cleanup_tmp_file(str(real))
+        return content
+
+    def _include_path(self, given: list[str] | None, variables: Mapping[str, Any]) -> list[Path]:
+        """Directories that templates may import from; those named on purpose must exist."""
+        if given is None and "render_tree_include_path" in variables:
+            given = self._templar.template(variables["render_tree_include_path"])
+        bases = [Path(self._loader.get_basedir())]
+        if constants.CONFIG_FILE:
+            bases.insert(0, Path(str(constants.CONFIG_FILE)).resolve().parent)
+        found = []
+        for name in [SHARED_TEMPLATES] if given is None else given:
+            candidates = [base / name for base in bases if (base / name).is_dir()]
+            if candidates:
+                found.append(candidates[0])
+            elif given is not None:
+                raise AnsibleActionFail(
+                    f"render_tree: include_path {name} was not found below {' or '.join(map(str, bases))}: correct it"
+                )
+        return found
+
+
+def _walk(source: Path, exclude: list[str]) -> Iterator[tuple[str, Path]]:
+    """Every file below source that makes an output."""
+    for directory, names, files in os.walk(source):
+        for name in names:
+            if os.path.islink(os.path.join(directory, name)):
+                raise AnsibleActionFail(
+                    f"render_tree: {directory}/{name} is a symbolic link to a directory, which is not followed: "
+                    "put the files there"
+                )
+        names[:] = [name for name in names if not name.startswith("_")]
+        for name in files:
+            path = Path(directory, name)
+            relative = path.relative_to(source).as_posix()
+            output = relative.removesuffix(".j2")
+            if name.startswith("_") or name == ".gitkeep":
+                continue
+            if any(fnmatch.fnmatchcase(output, pattern) for pattern in exclude):
+                continue
+            yield relative, path
+
+
+@functools.cache
+def _argument_spec() -> dict[str, Any]:
+    """The module states the parameters, once for both sides."""
+    module = runpy.run_path(str(_PLUGINS / "modules" / "render_tree.py"))
+    return {name: option for name, option in module["ARGUMENT_SPEC"].items() if not name.startswith("_")}
+
+
+@functools.cache
+def _is_vault_file(path: str) -> bool:
+    try:
+        return Path(path).open("rb").read(14) == b"$ANSIBLE_VAULT"
+    except OSError:
+        return False
+
+
+def _vaulted(value: Any) -> Iterator[str]:
+    """The values that come from Ansible Vault, whatever their variables are called."""
+    if isinstance(value, EncryptedString):
+        # One nobody can decrypt is not in any file either: using it would have failed.
+        with contextlib.suppress(AnsibleError):
+            yield str(value)
+    elif isinstance(value, str):
+        origin = Origin.get_tag(value) if Origin else None
+        if origin and origin.path and "{{" not in value and _is_vault_file(origin.path):
+            yield str(value)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            if key not in ("hostvars", "vars", "ansible_facts", "groups"):
+                yield from _vaulted(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _vaulted(item)
