@@ -1,0 +1,428 @@
+"""What `docker compose up` would have to do, found out without doing any of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+DOCUMENTATION = r"""
+module: compose_plan
+short_description: Tell what docker compose up would have to do
+version_added: "1.0.0"
+author: compose-stack
+description:
+  - Compares the services of a compose project with its containers and says for each service whether its containers
+    can stay. It only reads, in check mode and without.
+  - A service is up to date when it has as many containers as it should, all created from its present configuration
+    (the hash of C(docker compose config --hash) against the label C(com.docker.compose.config-hash)) and image, and
+    they run.
+  - A service that others wait for with C(service_completed_successfully) may have exited with code 0 instead.
+  - C(docker compose up --dry-run) is no substitute. It needs the images and the daemon, and starts one-shot services
+    again.
+options:
+  project_directory:
+    description: Directory that relative paths in the compose files start from.
+    type: path
+    required: true
+  project_name:
+    description: Name of the compose project.
+    type: str
+    required: true
+  files:
+    description: Compose files; by default the one that compose finds in O(project_directory).
+    type: list
+    elements: path
+    default: []
+  env_files:
+    description: Files with values for the variables in the compose files.
+    type: list
+    elements: path
+    default: []
+  profiles:
+    description: Active profiles.
+    type: list
+    elements: str
+    default: []
+  services:
+    description: Names to report as V(create) on a host that has no Docker yet, where nobody can read the compose files.
+    type: list
+    elements: str
+    default: []
+  docker:
+    description: The Docker client.
+    type: str
+    default: docker
+  timeout:
+    description: Seconds each call of the Docker client may take.
+    type: int
+    default: 60
+attributes:
+  check_mode:
+    description: The module never changes anything.
+    support: full
+  diff_mode:
+    description: Shows the state of each service that needs work, before and after.
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: See what is to do
+  compose_plan:
+    project_directory: /opt/stack
+    project_name: stack
+  register: plan
+
+- name: Start what is not as it should be
+  community.docker.docker_compose_v2:
+    project_src: /opt/stack
+    project_name: stack
+    remove_orphans: true
+  when: plan is changed and not ansible_check_mode
+"""
+
+RETURN = r"""
+services:
+  description:
+    - One of V(keep), V(create), V(recreate), V(start), V(remove) for each service that has or should have containers.
+  returned: success
+  type: dict
+  sample: {api: recreate, redis: keep}
+reasons:
+  description: Why, for each service that is not kept or is unhealthy.
+  returned: success
+  type: dict
+unhealthy:
+  description: Services that are up to date but unhealthy, or restart again and again. They count as work to do.
+  returned: success
+  type: list
+  elements: str
+starting:
+  description: Services whose health is not known yet.
+  returned: success
+  type: list
+  elements: str
+inactive:
+  description: Services that have containers although their profile is not active. Compose leaves them alone.
+  returned: success
+  type: list
+  elements: str
+note:
+  description: Says that Docker does not answer, so that everything has to be created.
+  returned: when Docker does not answer
+  type: str
+"""
+
+ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
+    "project_directory": {"type": "path", "required": True},
+    "project_name": {"type": "str", "required": True},
+    "files": {"type": "list", "elements": "path", "default": []},
+    "env_files": {"type": "list", "elements": "path", "default": []},
+    "profiles": {"type": "list", "elements": "str", "default": []},
+    "services": {"type": "list", "elements": "str", "default": []},
+    "docker": {"type": "str", "default": "docker"},
+    "timeout": {"type": "int", "default": 60},
+}
+
+LABEL = "com.docker.compose."
+
+
+class PlanError(Exception):
+    """A failure whose message names the cause and the remedy."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """What the compose files ask for."""
+
+    config_hash: str
+    replicas: int
+    image_id: str | None = None
+    one_shot: bool = False
+
+
+@dataclass(frozen=True)
+class Container:
+    """What is there."""
+
+    service: str
+    config_hash: str
+    image_ids: frozenset[str]
+    state: str
+    exit_code: int
+    health: str | None
+
+    def describe(self) -> str:
+        """A word or two for the operator."""
+        if self.state == "exited":
+            return f"exited with code {self.exit_code}"
+        return f"{self.state}, {self.health}" if self.health else self.state
+
+
+def expected_services(
+    config: Mapping[str, Any], hashes: Mapping[str, str], image_ids: Mapping[str, str]
+) -> dict[str, Service]:
+    """Read the rendered configuration."""
+    services = config.get("services") or {}
+    awaited = {
+        name
+        for service in services.values()
+        for name, condition in (service.get("depends_on") or {}).items()
+        if condition.get("condition") == "service_completed_successfully"
+    }
+    result = {}
+    for name, service in services.items():
+        replicas = service.get("scale", (service.get("deploy") or {}).get("replicas"))
+        image = service.get("image") or f"{config.get('name')}-{name}"
+        result[name] = Service(
+            config_hash=hashes.get(name, ""),
+            replicas=1 if replicas is None else int(replicas),
+            image_id=image_ids.get(image),
+            one_shot=name in awaited and service.get("restart", "no") == "no",
+        )
+    return result
+
+
+def decide(service: Service | None, containers: Sequence[Container]) -> tuple[str, str]:
+    """The action for one service, and why."""
+    if service is None:
+        return "remove", "not in the compose files"
+    if service.replicas == 0:
+        return ("remove", "scaled to 0") if containers else ("keep", "")
+    if not containers:
+        return "create", "no container"
+    if any(container.config_hash != service.config_hash for container in containers):
+        return "recreate", "its configuration changed"
+    if service.image_id and any(service.image_id not in item.image_ids for item in containers):
+        return "recreate", "its image changed"
+    if len(containers) < service.replicas:
+        return "create", f"{len(containers)} of {service.replicas} containers"
+    stopped = [item for item in containers if not _serves(item, service.one_shot)]
+    if stopped:
+        return "start", stopped[0].describe()
+    if len(containers) > service.replicas:
+        return "remove", f"{len(containers)} containers instead of {service.replicas}"
+    return "keep", ""
+
+
+def _serves(container: Container, one_shot: bool) -> bool:
+    if one_shot and container.state == "exited":
+        return container.exit_code == 0
+    return container.state in {"running", "restarting"}
+
+
+def make_plan(
+    services: Mapping[str, Service],
+    containers: Iterable[Container],
+    disabled: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Compare what is asked for with what is there."""
+    present: dict[str, list[Container]] = {}
+    for container in containers:
+        present.setdefault(container.service, []).append(container)
+    inactive = sorted(set(disabled) & present.keys() - services.keys())
+    actions: dict[str, str] = {}
+    reasons: dict[str, str] = {}
+    unhealthy, starting = [], []
+    for name in sorted({*services, *present}):
+        there = present.get(name, [])
+        if name in inactive:
+            actions[name] = "keep"
+            continue
+        service = services.get(name)
+        if service and service.replicas == 0 and not there:
+            continue
+        actions[name], reason = decide(service, there)
+        if reason:
+            reasons[name] = reason
+        if actions[name] == "keep":
+            bad = [c for c in there if c.health == "unhealthy" or c.state == "restarting"]
+            if bad:
+                unhealthy.append(name)
+                reasons[name] = bad[0].describe()
+            elif any(c.health == "starting" for c in there):
+                starting.append(name)
+    work = sorted({name for name, action in actions.items() if action != "keep"} | {*unhealthy})
+    before = {
+        name: ", ".join(sorted({c.describe() for c in present.get(name, [])})) or "absent"
+        for name in work
+    }
+    return {
+        "changed": bool(work),
+        "services": actions,
+        "reasons": reasons,
+        "unhealthy": unhealthy,
+        "starting": starting,
+        "inactive": inactive,
+        "diff": {
+            "before": "".join(f"{name}: {before[name]}\n" for name in work),
+            "after": "".join(f"{name}: {_outcome(name, actions, reasons)}\n" for name in work),
+        },
+    }
+
+
+def _outcome(name: str, actions: Mapping[str, str], reasons: Mapping[str, str]) -> str:
+    action = "look into it" if actions[name] == "keep" else actions[name]
+    return f"{action} ({reasons[name]})"
+
+
+def without_docker(names: Iterable[str], why: str) -> dict[str, Any]:
+    """The plan for a host on which nothing can run yet."""
+    result = make_plan({name: Service("", 1) for name in names}, [])
+    return {
+        **result,
+        "changed": True,
+        "note": f"{why}, so every service has to be created",
+    }
+
+
+class Docker:
+    """The few calls of the Docker client that this module needs, all of which only read."""
+
+    def __init__(self, params: Mapping[str, Any]) -> None:
+        self._docker = params["docker"]
+        self._timeout = params["timeout"]
+        self._compose = ["compose", "--project-directory", params["project_directory"]]
+        self._compose += ["-p", params["project_name"]]
+        self._compose += [word for file in params["files"] for word in ("-f", file)]
+        self._compose += [word for file in params["env_files"] for word in ("--env-file", file)]
+        self._profiles = [word for name in params["profiles"] for word in ("--profile", name)]
+        self._project = params["project_name"]
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run the client; a client that is absent or stuck is a failure with a reason."""
+        command = [self._docker, *words]
+        try:
+            return subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=self._timeout,
+                stdin=subprocess.DEVNULL,
+            )
+        except FileNotFoundError:
+            return subprocess.CompletedProcess(command, 127, "", f"{self._docker} is not installed")
+        except subprocess.TimeoutExpired:
+            why = f"{' '.join(command)} took longer than {self._timeout} s"
+            return subprocess.CompletedProcess(command, 124, "", why)
+
+    def why_unreachable(self) -> str | None:
+        """Why the daemon cannot be asked, or None if it can."""
+        done = self.run("version", "--format", "{{.Server.Version}}")
+        if done.returncode == 0:
+            return None
+        lines = done.stderr.strip().splitlines()
+        return f"Docker does not answer ({lines[-1] if lines else 'no reason given'})"
+
+    def has_compose(self) -> bool:
+        """Whether the client has the compose plugin."""
+        return self.run("compose", "version").returncode == 0
+
+    def config(self, *words: str, profiles: Sequence[str] | None = None) -> str:
+        """Output of docker compose config."""
+        selected = self._profiles if profiles is None else profiles
+        done = self.run(*self._compose, *selected, "config", *words)
+        if done.returncode != 0:
+            raise PlanError(
+                f"docker compose rejects the configuration: {done.stderr.strip()}\n"
+                "Correct the file it names; nothing was changed."
+            )
+        return done.stdout
+
+    def hashes(self) -> dict[str, str]:
+        """The configuration hash of each service."""
+        lines = self.config("--hash", "*").splitlines()
+        return dict(line.split(maxsplit=1) for line in lines if line.strip())
+
+    def _inspect(self, kind: str, names: Sequence[str]) -> list[dict[str, Any]]:
+        # What disappears between two calls is not there: the exit code does not matter.
+        done = self.run(kind, "inspect", *names) if names else None
+        found: list[dict[str, Any]] = json.loads(done.stdout or "[]") if done else []
+        return found
+
+    def containers(self) -> list[Container]:
+        """The project's containers, those of `docker compose run` left out."""
+        done = self.run("ps", "-aq", "--no-trunc", "--filter", f"label={LABEL}project={self._project}")
+        if done.returncode != 0:
+            raise PlanError(f"cannot list the containers: {done.stderr.strip()}")
+        return [
+            read_container(item)
+            for item in self._inspect("container", done.stdout.split())
+            if item["Config"]["Labels"].get(f"{LABEL}oneoff", "").lower() != "true"
+        ]
+
+    def image_ids(self, images: Sequence[str]) -> dict[str, str]:
+        """What the images' names stand for here."""
+        wanted = sorted(set(images))
+        result = {}
+        for item in self._inspect("image", wanted):
+            names = {*(item.get("RepoTags") or []), *(item.get("RepoDigests") or [])}
+            for image in wanted:
+                if normalise(image) & {part for name in names for part in normalise(name)}:
+                    result[image] = item["Id"]
+        return result
+
+
+def normalise(image: str) -> set[str]:
+    """The short names under which the engine lists an image reference."""
+    name, at, digest = image.partition("@")
+    for prefix in ("docker.io/library/", "docker.io/", "index.docker.io/library/", "library/"):
+        name = name.removeprefix(prefix)
+    last = name.rsplit("/", 1)[-1]
+    if at:
+        repository = name.rsplit(":", 1)[0] if ":" in last else name
+        return {f"{repository}@{digest}"}
+    return {name if ":" in last else f"{name}:latest"}
+
+
+def read_container(item: Mapping[str, Any]) -> Container:
+    """Read what docker inspect says."""
+    labels, state = item["Config"]["Labels"], item["State"]
+    return Container(
+        service=labels.get(f"{LABEL}service", ""),
+        config_hash=labels.get(f"{LABEL}config-hash", ""),
+        image_ids=frozenset({item["Image"], labels.get(f"{LABEL}image", "")}),
+        state=state["Status"],
+        exit_code=state["ExitCode"],
+        health=(state.get("Health") or {}).get("Status"),
+    )
+
+
+def plan(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Ask Docker and compare."""
+    docker = Docker(params)
+    unreachable = docker.why_unreachable()
+    if not docker.has_compose():
+        return without_docker(params["services"], unreachable or "docker compose is not installed")
+    config = json.loads(docker.config("--format", "json"))
+    if unreachable:
+        names = [name for name, item in config["services"].items() if item.get("scale") != 0]
+        return without_docker(names, unreachable)
+    images = [item["image"] for item in config["services"].values() if item.get("image")]
+    services = expected_services(config, docker.hashes(), docker.image_ids(images))
+    containers = docker.containers()
+    disabled: list[str] = []
+    if {container.service for container in containers} - services.keys():
+        disabled = docker.config("--services", profiles=["--profile", "*"]).split()
+    return make_plan(services, containers, disabled)
+
+
+def main() -> None:
+    """Entry point of Ansible."""
+    module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
+    try:
+        result = plan(module.params)
+    except PlanError as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()
