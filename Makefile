@@ -1,0 +1,148 @@
+# The verbs of this repository. `make` alone lists them; CONTRIBUTING.md and README.md say more.
+#
+#   INVENTORY=staging        another inventory (a directory below inventories/, or a path)
+#   ARGS='-v --limit web1'   more arguments for ansible-playbook
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+
+INVENTORY ?= local
+ARGS ?=
+CONFIRM ?=
+RENEW ?=
+
+VENV := $(CURDIR)/.venv
+export PATH := $(VENV)/bin:$(PATH)
+
+inventory = $(if $(wildcard inventories/$(INVENTORY)/),inventories/$(INVENTORY),$(INVENTORY))
+playbook = ansible-playbook --inventory $(inventory) $(ARGS)
+compose = python scripts/compose.py --inventory $(inventory)
+
+.PHONY: help
+help:
+	@awk 'BEGIN {FS = ":.*## "} \
+	  /^##@/ {printf "\n%s\n", substr($$0, 5)} \
+	  /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@printf '\nINVENTORY=%s (of: %s); ARGS=... goes to ansible-playbook.\n' '$(INVENTORY)' "$$(ls inventories | paste -sd ' ')"
+
+##@ Deploy
+.PHONY: up
+up: controller ## deploy the stack, installing what is missing
+	@$(playbook) playbooks/site.yml
+
+.PHONY: up-all
+up-all: controller ## deploy it with the profile `monitoring`
+	@$(playbook) playbooks/site.yml --extra-vars '{"stack_profiles": ["monitoring"]}'
+
+.PHONY: dev
+dev: ## deploy it here with the source mounted: code changes show at once
+	@$(MAKE) up INVENTORY=dev
+
+.PHONY: check
+check: controller ## say what `up` would change, and change nothing
+	@$(playbook) playbooks/site.yml --check --diff
+
+.PHONY: down
+down: controller ## stop and remove the containers; data, secrets and configuration stay
+	@$(playbook) playbooks/down.yml
+
+.PHONY: clean
+clean: controller ## remove the stack and ALL ITS DATA; asks first, CONFIRM=<project> answers
+	@$(playbook) playbooks/clean.yml --extra-vars 'clean_confirm=$(CONFIRM)'
+
+##@ Look
+.PHONY: ps
+ps: controller ## containers and their health
+	@$(compose) ps --all
+
+.PHONY: logs
+logs: controller ## follow the logs; ARGS='nginx' for one service, ARGS='--since 1h' for longer
+	@$(compose) logs --follow --tail 100 $(ARGS)
+
+.PHONY: shell-app
+shell-app: controller ## a shell in the application's container; HOST= when there are several
+	@$(compose) shell-app
+
+.PHONY: shell-db
+shell-db: controller ## psql in the database
+	@$(compose) shell-db
+
+.PHONY: certs
+certs: controller ## what the certificate is and how to trust it; RENEW=1 issues a new one
+	@$(playbook) playbooks/certs.yml $(if $(RENEW),--extra-vars '{"tls_renew": true}')
+
+##@ Images
+.PHONY: build
+build: controller ## build or fetch the images, deploy nothing
+	@$(playbook) playbooks/build.yml
+
+.PHONY: bundle
+bundle: controller ## write all images into one archive, for hosts without a registry
+	@$(playbook) playbooks/bundle.yml
+
+##@ Develop
+.PHONY: test
+test: development ## every check there is; TEST='lint plugins' for some
+	@scripts/run-tests $(or $(TEST),$(TESTS))
+
+.PHONY: lint
+lint: test-lint ## the static checks alone
+
+.PHONY: bench
+bench: development ## measure the stack; prints a table
+	@python -m tests.bench
+
+.PHONY: lock
+lock: controller ## resolve the Python requirements anew
+	@scripts/lock
+
+# Each of these can be run alone, too: `make test-plugins`.
+TESTS := lint controller plugins roles contract images app e2e molecule
+pytest = python -m pytest
+
+.PHONY: test-lint
+test-lint: development
+	@scripts/lint
+
+.PHONY: test-controller
+test-controller: development
+	@$(pytest) tests/controller
+
+.PHONY: test-plugins
+test-plugins: development
+	@$(pytest) tests/plugins
+
+.PHONY: test-roles
+test-roles: development
+	@$(pytest) tests/roles
+
+.PHONY: test-contract
+test-contract: development
+	@$(pytest) tests/contract
+
+.PHONY: test-images
+test-images: development
+	@$(pytest) tests/images
+
+.PHONY: test-app
+test-app: development
+	@scripts/bootstrap app
+	@cd app && ../.venv-app/bin/python -m pytest
+
+.PHONY: test-e2e
+test-e2e: development
+	@$(pytest) tests/e2e
+
+.PHONY: test-molecule
+test-molecule: development
+	@molecule test --all
+
+.PHONY: controller
+controller:
+	@scripts/bootstrap run
+
+.PHONY: development
+development:
+	@scripts/bootstrap dev
