@@ -75,6 +75,14 @@ def read_link(path: pathlib.Path) -> str | None:
     return os.readlink(link) if link.is_symlink() else None
 
 
+def point(path: pathlib.Path, slot: str) -> None:
+    """Point the link at the slot by one rename(2)."""
+    fresh = path / f".{LINK}"
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(slot)
+    fresh.replace(path / LINK)
+
+
 def directory_differs(directory: pathlib.Path, mode: int, owner: int, group: int) -> bool:
     """Tell whether the directory is missing or has another mode or owner."""
     try:
@@ -116,10 +124,7 @@ def main() -> None:
                 os.chown(directory, user, members)
                 directory.chmod(mode)
             if after is not None and after != before:
-                fresh = path / f".{LINK}"
-                fresh.unlink(missing_ok=True)
-                fresh.symlink_to(after)
-                fresh.replace(path / LINK)
+                point(path, after)
         except OSError as error:
             module.fail_json(msg=f"Cannot prepare the slots' sockets: {error.strerror} ({error.filename}).")
     module.exit_json(

@@ -1,0 +1,109 @@
+"""The slots' sockets: directories, the link to the serving slot, and its switch."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+SLOTS = ["blue", "green"]
+
+
+def run(path: Path, *options: str, **params: Any) -> dict[str, Any]:
+    """What the module answers when it is run by Ansible on this machine."""
+    owner = {"slots": SLOTS, "owner": os.getuid(), "group": os.getgid()}
+    arguments = json.dumps({"path": str(path), **owner, **params})
+    finished = subprocess.run(
+        [
+            str(Path(sys.executable).with_name("ansible")),
+            *("-i", "localhost,", "-c", "local", "-m", "socket_slots", "-a", arguments),
+            *("-e", f"ansible_python_interpreter={sys.executable}", *options, "localhost"),
+        ],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "ANSIBLE_LOAD_CALLBACK_PLUGINS": "1",
+            "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert finished.stdout, finished.stderr
+    play = json.loads(finished.stdout)["plays"][0]
+    answer: dict[str, Any] = play["tasks"][0]["hosts"]["localhost"]
+    return answer
+
+
+def test_makes_the_directories_and_no_link_before_a_slot_serves(tmp_path: Path) -> None:
+    sockets = tmp_path / "run" / "sockets"
+    answer = run(sockets)
+    assert (answer["changed"], answer["active"]) == (True, None)
+    assert not (sockets / "active").is_symlink()
+    for slot in SLOTS:
+        assert stat.S_IMODE((sockets / slot).stat().st_mode) == 0o2770
+    assert run(sockets)["changed"] is False
+
+
+def test_switches_and_says_what_served_before(tmp_path: Path) -> None:
+    sockets = tmp_path / "run" / "sockets"
+    assert run(sockets, active="blue")["previous"] is None
+    answer = run(sockets, active="green")
+    assert (answer["changed"], answer["previous"], answer["active"]) == (True, "blue", "green")
+    assert (sockets / "active").readlink() == Path("green")
+    assert run(sockets, active="green")["changed"] is False
+    assert run(sockets)["active"] == "green", "without active the link stays"
+
+
+def test_check_mode_says_so_and_changes_nothing(tmp_path: Path) -> None:
+    answer = run(tmp_path / "run" / "sockets", "--check", active="blue")
+    assert (answer["changed"], answer["active"]) == (True, "blue")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_repairs_a_mode_that_somebody_changed(tmp_path: Path) -> None:
+    sockets = tmp_path / "run" / "sockets"
+    run(sockets)
+    (sockets / "blue").chmod(0o700)
+    assert run(sockets)["changed"] is True
+    assert stat.S_IMODE((sockets / "blue").stat().st_mode) == 0o2770
+
+
+def test_refuses_a_slot_that_does_not_exist(tmp_path: Path) -> None:
+    answer = run(tmp_path, active="red")
+    assert answer["failed"] is True
+    assert "none of the slots blue, green" in answer["msg"]
+
+
+def test_whoever_looks_during_a_switch_meets_a_slot(tmp_path: Path) -> None:
+    """BM-10: the switch is one rename(2), so the link is never missing."""
+    from plugins.modules import socket_slots
+
+    for slot in SLOTS:
+        (tmp_path / slot).mkdir()
+        (tmp_path / slot / "api-1.sock").touch()
+    socket_slots.point(tmp_path, "blue")
+    done = threading.Event()
+    missed: list[OSError] = []
+
+    def look() -> None:
+        while not done.is_set():
+            try:
+                (tmp_path / "active" / "api-1.sock").stat()
+            except OSError as error:
+                missed.append(error)
+
+    reader = threading.Thread(target=look)
+    reader.start()
+    for number in range(2000):
+        socket_slots.point(tmp_path, SLOTS[number % 2 - 1])
+    done.set()
+    reader.join()
+    assert missed == []
