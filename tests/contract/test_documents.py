@@ -1,0 +1,101 @@
+"""The documents speak of what is there."""
+
+from __future__ import annotations
+
+import re
+
+from .conftest import ROLES, ROOT, tracked
+
+README = ROOT / "README.md"
+VERBS = {
+    "up",
+    "up-all",
+    "down",
+    "build",
+    "logs",
+    "ps",
+    "clean",
+    "certs",
+    "test",
+    "shell-app",
+    "shell-db",
+}
+
+
+def verbs() -> set[str]:
+    """Targets of the Makefile that are meant for people: those with a help text."""
+    return set(re.findall(r"^([a-z][a-z-]*):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def test_make_has_the_verbs() -> None:
+    """CS-13."""
+    assert verbs() >= VERBS
+
+
+def test_readme_names_every_verb() -> None:
+    """CS-14."""
+    text = README.read_text()
+    missing = {verb for verb in verbs() if f"make {verb}" not in text}
+    assert not missing
+
+
+def test_readme_has_its_chapters() -> None:
+    """CS-14: from the drawing to the notes on production."""
+    headings = " ".join(re.findall(r"^#+ (.+)$", README.read_text(), re.MULTILINE)).lower()
+    for word in (
+        "architecture",
+        "start",
+        "service",
+        "verbs",
+        "monitoring",
+        "tls",
+        "variables",
+        "networks",
+        "production",
+    ):
+        assert word in headings, word
+
+
+def test_contributing_shows_how_to_add_a_room() -> None:
+    """CS-14."""
+    assert re.search(r"(?i)add.*(room|service)", (ROOT / "CONTRIBUTING.md").read_text())
+
+
+def test_links_resolve() -> None:
+    for path in tracked():
+        if path.suffix != ".md":
+            continue
+        text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            if re.match(r"[a-z]+:", target):
+                continue
+            name, _, anchor = target.partition("#")
+            linked = path.parent / name if name else path
+            assert linked.exists(), f"{path.relative_to(ROOT)} links to {target}"
+            if anchor and linked.suffix == ".md":
+                assert anchor in _anchors(linked.read_text()), f"{path.relative_to(ROOT)}: {target}"
+
+
+def _anchors(text: str) -> set[str]:
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+        for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    }
+
+
+def test_no_path_of_a_developers_machine() -> None:
+    """What works on one machine only does not belong here."""
+    forbidden = re.compile(r"(?<![\w.])(/home/(?!\w*\.)[a-z]+/|/Users/|/work/|/root/\.pyenv)")
+    here = "tests/contract/test_documents.py"
+    for path in tracked():
+        name = str(path.relative_to(ROOT))
+        if name == here or path.suffix == ".lock":
+            continue
+        found = forbidden.search(path.read_text(errors="replace"))
+        assert not found, f"{name}: {found[0]}"
+
+
+def test_every_role_is_in_the_readme() -> None:
+    """CS-14: the service map and the list of shared roles leave none out."""
+    text = README.read_text()
+    assert {role for role in ROLES if role not in text} == set()

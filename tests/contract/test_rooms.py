@@ -1,0 +1,184 @@
+"""What every service's compose fragment owes, whichever inventory renders it."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .conftest import Rendered
+
+PUBLISHERS = {"nginx", "devports"}
+
+
+def test_every_container_is_hardened(rendered: Rendered) -> None:
+    """FS-6: non-root, no new privileges, no capabilities, read-only root, three limits."""
+    for name, service in rendered.services.items():
+        where = f"{rendered.inventory}/{name}"
+        user, _, group = str(service["user"]).partition(":")
+        assert int(user) > 0, where
+        assert int(group) > 0, where
+        assert service["read_only"] is True, where
+        assert service["cap_drop"] == ["ALL"], where
+        assert "no-new-privileges:true" in service["security_opt"], where
+        limits = service["deploy"]["resources"]["limits"]
+        assert float(limits["cpus"]) > 0, where
+        assert re.fullmatch(r"\d+M", limits["memory"]), where
+        assert int(limits["pids"]) > 0, where
+        for key in ("privileged", "cap_add", "pid", "ipc", "userns_mode", "devices"):
+            assert key not in service, f"{where}: {key}"
+        assert service.get("network_mode") in (None, "none"), where
+
+
+def test_no_container_reaches_the_engine_or_the_host_tree(rendered: Rendered) -> None:
+    """FS-6: nothing outside the stack's own directories is mounted."""
+    for name, service in rendered.services.items():
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert "docker.sock" not in source, name
+            if source.startswith("/"):
+                own = source.startswith(("/opt/compose-stack", "/dev/shm/compose-stack"))
+                assert own or source.endswith("/app/src"), f"{name} mounts {source}"
+
+
+def test_configuration_is_mounted_read_only_as_a_directory(rendered: Rendered) -> None:
+    """FS-6: a file mount would keep the old inode after an atomic replace."""
+    for name, service in rendered.services.items():
+        for volume in service.get("volumes", []):
+            if ":/etc/" in volume:
+                assert volume.endswith(":ro"), f"{name}: {volume}"
+
+
+def test_every_service_has_a_whole_health_check(rendered: Rendered) -> None:
+    """CS-6: test, interval, timeout, retries and start_period on all that keep running."""
+    for name, service in rendered.long_running().items():
+        check = service["healthcheck"]
+        for key in ("test", "interval", "timeout", "retries", "start_period"):
+            assert check.get(key), f"{rendered.inventory}/{name}: {key}"
+
+
+def test_health_checks_ask_the_service_itself(rendered: Rendered) -> None:
+    """CS-6: pg_isready with user and database, PING, /health."""
+    checks = {
+        name: str(item["healthcheck"]["test"]) for name, item in rendered.long_running().items()
+    }
+    assert "pg_isready" in checks["postgres"]
+    assert "--username=" in checks["postgres"]
+    assert "--dbname=" in checks["postgres"]
+    assert "ping" in checks["redis-cache"].lower()
+    assert "ping" in checks["redis-queue"].lower()
+    assert "/health" in checks["nginx"]
+    for slot in ("api-blue", "api-green"):
+        if slot in checks:
+            assert "healthcheck" in checks[slot]
+
+
+def test_every_container_gets_time_to_stop(rendered: Rendered) -> None:
+    """FS-6: Docker's ten seconds would kill PostgreSQL in the middle of a shutdown."""
+    for name, service in rendered.services.items():
+        assert re.fullmatch(r"\d+s", service["stop_grace_period"]), name
+    assert int(rendered.services["postgres"]["stop_grace_period"][:-1]) >= 120
+
+
+def test_only_nginx_publishes_ports(rendered: Rendered) -> None:
+    """UT-7, CS-7: and the developer's ports, under their profile, on loopback."""
+    publishers = {name for name, service in rendered.services.items() if service.get("ports")}
+    assert publishers <= PUBLISHERS
+    assert "nginx" in publishers
+    devports = rendered.services["devports"]
+    assert devports["profiles"] == ["dev"]
+    assert all(str(port).startswith("127.0.0.1:") for port in devports["ports"])
+    for name, service in rendered.services.items():
+        if name != "devports":
+            assert "profiles" not in service, f"{name} belongs to the core"
+
+
+def test_networks_part_the_services(rendered: Rendered) -> None:
+    """CS-5, UT-7: three networks, two without a way out; nginx on the frontend alone."""
+    assert set(rendered.networks) == {"frontend", "backend", "monitoring"}
+    assert rendered.networks["backend"]["internal"] is True
+    assert rendered.networks["monitoring"]["internal"] is True
+    assert set(rendered.services["nginx"]["networks"]) == {"frontend"}
+    for name, service in rendered.services.items():
+        if name not in PUBLISHERS:
+            assert "frontend" not in service.get("networks", []), name
+            assert service.get("networks") or service.get("network_mode") == "none", name
+
+
+def test_start_order(rendered: Rendered) -> None:
+    """FS-2: databases healthy, then migrations, then the API, then nginx; CS-5: by depends_on."""
+    services = rendered.services
+    migrate = next(name for name in services if "migrate" in name)
+    assert services[migrate]["depends_on"]["postgres"]["condition"] == "service_healthy"
+    for slot in (name for name in services if re.fullmatch(r"api-(blue|green)", name)):
+        needs = services[slot]["depends_on"]
+        assert needs[migrate]["condition"] == "service_completed_successfully"
+        for redis in ("redis-cache", "redis-queue"):
+            assert needs[redis]["condition"] == "service_healthy", slot
+        assert services["nginx"]["depends_on"][slot]["condition"] == "service_healthy"
+
+
+def test_no_secret_in_the_environment(rendered: Rendered) -> None:
+    """FS-8: the environment names files that hold secrets, never secrets."""
+    for name, service in rendered.services.items():
+        environment = service.get("environment", {})
+        assert isinstance(environment, dict), f"{name}: write the environment as a mapping"
+        for key, value in environment.items():
+            if re.search(r"PASS|SECRET|TOKEN|KEY", key):
+                assert key.endswith("_FILE"), f"{name}: {key}"
+                assert str(value).startswith("/run/secrets/"), f"{name}: {key}"
+            assert not re.search(r"://[^/@\s]+:[^/@\s]+@", str(value)), f"{name}: {key}"
+
+
+def test_data_lives_in_named_volumes_or_where_the_inventory_says(rendered: Rendered) -> None:
+    """CS-5, BM-15."""
+    for name in ("postgres", "redis-cache", "redis-queue"):
+        sources = {volume.split(":")[0] for volume in rendered.services[name]["volumes"]}
+        assert sources & set(rendered.volumes), name
+
+
+def test_images_are_named_by_reference_never_latest(rendered: Rendered) -> None:
+    """A tag that moves would change a running stack behind the operator's back."""
+    for name, service in rendered.services.items():
+        assert service["image"].startswith("example/"), f"{name} does not use images_refs"
+        assert "build" not in service, name
+
+
+def test_application_limits(rendered: Rendered) -> None:
+    """UT-11: 512 MB and half a core by default; production sets its own."""
+    limits = rendered.services["api-blue"]["deploy"]["resources"]["limits"]
+    assert limits["memory"] == "512M"
+    assert float(limits["cpus"]) == (1.0 if rendered.inventory == "production" else 0.5)
+
+
+def test_logs_are_bounded(rendered: Rendered) -> None:
+    """A container that talks too much must not fill the disk."""
+    for name, service in rendered.services.items():
+        assert service["logging"]["options"]["max-size"], name
+
+
+def test_postgresql_is_tuned_from_its_memory_limit(rendered: Rendered) -> None:
+    """BM-5."""
+    memory = int(rendered.services["postgres"]["deploy"]["resources"]["limits"]["memory"][:-1])
+    settings = dict(
+        re.findall(
+            r"^(\w+) = (\d+)(?:MB|kB)?$",
+            rendered.file("postgres", "boot/memory.conf")
+            + rendered.file("postgres", "config/postgresql.conf"),
+            re.MULTILINE,
+        )
+    )
+    assert int(settings["shared_buffers"]) == memory // 4
+    assert int(settings["effective_cache_size"]) == memory * 3 // 4
+    assert int(settings["work_mem"]) * int(settings["max_connections"]) / 1024 < memory
+    assert 0 < int(settings["maintenance_work_mem"]) <= memory // 8
+
+
+def test_redis_forgets_only_the_cache(rendered: Rendered) -> None:
+    """UT-6, FS-5: LRU below a ceiling for the cache alone; both append-only."""
+    policies = {"cache": "allkeys-lru", "queue": "noeviction"}
+    for instance, policy in policies.items():
+        text = rendered.file("redis", f"{instance}/redis.conf")
+        assert re.search(rf"^maxmemory-policy {policy}$", text, re.MULTILINE), instance
+        assert re.search(r"^maxmemory \d+mb$", text, re.MULTILINE), instance
+        assert re.search(r"^appendonly yes$", text, re.MULTILINE), instance
