@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +19,18 @@ short_description: Tell what docker compose up would have to do
 version_added: "1.0.0"
 author: compose-stack
 description:
-  - Compares the services of a compose project with its containers and says for each service whether its containers
+  - Compares the services of a compose project with its containers and says for each service
+    whether its containers
     can stay. It only reads, in check mode and without.
-  - A service is up to date when it has as many containers as it should, all created from its present configuration
-    (the hash of C(docker compose config --hash) against the label C(com.docker.compose.config-hash)) and image, and
+  - A service is up to date when it has as many containers as it should, all created from its
+    present configuration
+    (the hash of C(docker compose config --hash) against the label
+    C(com.docker.compose.config-hash)) and image, and
     they run.
-  - A service that others wait for with C(service_completed_successfully) may have exited with code 0 instead.
-  - C(docker compose up --dry-run) is no substitute. It needs the images and the daemon, and starts one-shot services
+  - A service that others wait for with C(service_completed_successfully) may have exited with code
+    0 instead.
+  - C(docker compose up --dry-run) is no substitute. It needs the images and the daemon, and starts
+    one-shot services
     again.
 options:
   project_directory:
@@ -51,7 +57,8 @@ options:
     elements: str
     default: []
   services:
-    description: Names to report as V(create) on a host that has no Docker yet, where nobody can read the compose files.
+    description: Names to report as V(create) on a host that has no Docker yet, where nobody can
+      read the compose files.
     type: list
     elements: str
     default: []
@@ -90,7 +97,8 @@ EXAMPLES = r"""
 RETURN = r"""
 services:
   description:
-    - One of V(keep), V(create), V(recreate), V(start), V(remove) for each service that has or should have containers.
+    - One of V(keep), V(create), V(recreate), V(start), V(remove) for each service that has or
+      should have containers.
   returned: success
   type: dict
   sample: {api: recreate, redis: keep}
@@ -99,7 +107,8 @@ reasons:
   returned: success
   type: dict
 unhealthy:
-  description: Services that are up to date but unhealthy, or restart again and again. They count as work to do.
+  description: Services that are up to date but unhealthy, or restart again and again. They count
+    as work to do.
   returned: success
   type: list
   elements: str
@@ -109,7 +118,8 @@ starting:
   type: list
   elements: str
 inactive:
-  description: Services that have containers although their profile is not active. Compose leaves them alone.
+  description: Services that have containers although their profile is not active. Compose leaves
+    them alone.
   returned: success
   type: list
   elements: str
@@ -135,6 +145,10 @@ LABEL = "com.docker.compose."
 
 class PlanError(Exception):
     """A failure whose message names the cause and the remedy."""
+
+
+class UnreachableError(Exception):
+    """The daemon does not answer, and why."""
 
 
 @dataclass(frozen=True)
@@ -313,14 +327,6 @@ class Docker:
             why = f"{' '.join(command)} took longer than {self._timeout} s"
             return subprocess.CompletedProcess(command, 124, "", why)
 
-    def why_unreachable(self) -> str | None:
-        """Why the daemon cannot be asked, or None if it can."""
-        done = self.run("version", "--format", "{{.Server.Version}}")
-        if done.returncode == 0:
-            return None
-        lines = done.stderr.strip().splitlines()
-        return f"Docker does not answer ({lines[-1] if lines else 'no reason given'})"
-
     def has_compose(self) -> bool:
         """Whether the client has the compose plugin."""
         return self.run("compose", "version").returncode == 0
@@ -349,9 +355,13 @@ class Docker:
 
     def containers(self) -> list[Container]:
         """The project's containers, those of `docker compose run` left out."""
-        done = self.run("ps", "-aq", "--no-trunc", "--filter", f"label={LABEL}project={self._project}")
+        label = f"label={LABEL}project={self._project}"
+        done = self.run("ps", "-aq", "--no-trunc", "--filter", label)
         if done.returncode != 0:
-            raise PlanError(f"cannot list the containers: {done.stderr.strip()}")
+            lines = done.stderr.strip().splitlines()
+            raise UnreachableError(
+                f"Docker does not answer ({lines[-1] if lines else 'no reason'})"
+            )
         return [
             read_container(item)
             for item in self._inspect("container", done.stdout.split())
@@ -398,16 +408,24 @@ def read_container(item: Mapping[str, Any]) -> Container:
 def plan(params: Mapping[str, Any]) -> dict[str, Any]:
     """Ask Docker and compare."""
     docker = Docker(params)
-    unreachable = docker.why_unreachable()
-    if not docker.has_compose():
-        return without_docker(params["services"], unreachable or "docker compose is not installed")
-    config = json.loads(docker.config("--format", "json"))
-    if unreachable:
+    # Reading the configuration takes compose most of the time, and twice: at least side by side.
+    with ThreadPoolExecutor() as pool:
+        pending_config = pool.submit(docker.config, "--format", "json")
+        pending_hashes = pool.submit(docker.hashes)
+        pending_containers = pool.submit(docker.containers)
+    try:
+        config = json.loads(pending_config.result())
+    except PlanError:
+        if docker.has_compose():
+            raise
+        return without_docker(params["services"], "Docker Compose is not installed")
+    try:
+        containers = pending_containers.result()
+    except UnreachableError as error:
         names = [name for name, item in config["services"].items() if item.get("scale") != 0]
-        return without_docker(names, unreachable)
+        return without_docker(names, str(error))
     images = [item["image"] for item in config["services"].values() if item.get("image")]
-    services = expected_services(config, docker.hashes(), docker.image_ids(images))
-    containers = docker.containers()
+    services = expected_services(config, pending_hashes.result(), docker.image_ids(images))
     disabled: list[str] = []
     if {container.service for container in containers} - services.keys():
         disabled = docker.config("--services", profiles=["--profile", "*"]).split()
