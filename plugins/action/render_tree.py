@@ -24,7 +24,7 @@ try:
 except ImportError:  # private to ansible-core: without it only inline vault strings are recognised
     Origin = None
 
-# Ansible ships a project's module_utils to targets, but does not make them importable on the controller.
+# Ansible ships a project's module_utils to targets, but does not make them importable here.
 _PLUGINS = Path(__file__).resolve().parents[1]
 if str(_PLUGINS / "module_utils") not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(str(_PLUGINS / "module_utils"))
@@ -35,14 +35,16 @@ PAYLOAD_LIMIT = 64 * 1024 * 1024
 SHARED_TEMPLATES = "files/templates"
 
 
-class ActionModule(ActionBase):  # type: ignore[misc]
+class ActionModule(ActionBase):
     """Render a directory of templates and hand it over in one module execution."""
 
     _supports_check_mode = True
     _supports_diff = True
     TRANSFERS_FILES = False
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+    def run(
+        self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Entry point of Ansible."""
         del tmp
         variables = task_vars or {}
@@ -58,11 +60,13 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             raise AnsibleActionFail(str(error)) from error
         if len(payload) > PAYLOAD_LIMIT:
             raise AnsibleActionFail(
-                f"render_tree: {source} makes {len(payload) >> 20} MiB, more than the {PAYLOAD_LIMIT >> 20} MiB "
-                "that fit one execution: copy large files apart"
+                f"render_tree: {source} makes {len(payload) >> 20} MiB, and one execution carries "
+                f"{PAYLOAD_LIMIT >> 20} MiB at most: copy large files apart"
             )
         arguments = {**params, "secrets": [], "_payload": payload}
-        result: dict[str, Any] = self._execute_module(module_name="render_tree", module_args=arguments, task_vars=variables)
+        result: dict[str, Any] = self._execute_module(
+            module_name="render_tree", module_args=arguments, task_vars=variables
+        )
         return result
 
     def _source(self, src: str) -> Path:
@@ -74,25 +78,38 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 "create the directory or correct src"
             ) from error
         if not source.is_dir():
-            raise AnsibleActionFail(f"render_tree: src {source} is not a directory: use template for a single file")
+            raise AnsibleActionFail(
+                f"render_tree: src {source} is not a directory: use template for a single file"
+            )
         return source
 
     def _render(
-        self, source: Path, params: Mapping[str, Any], modes: Any, variables: dict[str, Any], secrets: list[str]
+        self,
+        source: Path,
+        params: Mapping[str, Any],
+        modes: Any,
+        variables: dict[str, Any],
+        secrets: list[str],
     ) -> tuple[dict[str, Any], dict[str, str]]:
         """Render top-level directories first, so that top-level files can name their digests."""
         include_path = self._include_path(params["include_path"], variables)
         files: dict[str, Any] = {}
         origins: dict[str, str] = {}
         digests: dict[str, str] | None = None
-        for relative, path in sorted(_walk(source, params["exclude"]), key=lambda item: ("/" not in item[0], item[0])):
+        for relative, path in sorted(
+            _walk(source, params["exclude"]), key=lambda item: ("/" not in item[0], item[0])
+        ):
             if "/" not in relative and digests is None:
                 digests = trees.digests(trees.plant(files, modes))
             name = relative.removesuffix(".j2")
             if name in files:
-                raise AnsibleActionFail(f"render_tree: {path} and {origins[name]} both make {name}: remove one")
+                raise AnsibleActionFail(
+                    f"render_tree: {path} and {origins[name]} both make {name}: remove one"
+                )
             if relative.endswith(".j2"):
-                content = self._render_file(path, [source, *include_path], params, variables, digests)
+                content = self._render_file(
+                    path, [source, *include_path], params, variables, digests
+                )
                 if params["skip_empty"] and not content.strip():
                     continue
             else:
@@ -102,7 +119,9 @@ class ActionModule(ActionBase):  # type: ignore[misc]
             origins[name] = os.path.relpath(path)
         for name in files:
             if any(other.startswith(name + "/") for other in files):
-                raise AnsibleActionFail(f"render_tree: {name} is made both as a file and as a directory: rename one")
+                raise AnsibleActionFail(
+                    f"render_tree: {name} is both a file and a directory: rename one"
+                )
         return files, origins
 
     def _render_file(
@@ -124,15 +143,21 @@ class ActionModule(ActionBase):  # type: ignore[misc]
         try:
             text = trust_as_template(self._loader.get_text_file_contents(str(path)))
             templar = self._templar.copy_with_new_env(
-                searchpath=[str(directory) for directory in [path.parent, *search_path]], available_variables=local
+                searchpath=[str(directory) for directory in [path.parent, *search_path]],
+                available_variables=local,
             )
             rendered = templar.template(
                 text,
                 escape_backslashes=False,
-                overrides={"trim_blocks": params["trim_blocks"], "lstrip_blocks": params["lstrip_blocks"]},
+                overrides={
+                    "trim_blocks": params["trim_blocks"],
+                    "lstrip_blocks": params["lstrip_blocks"],
+                },
             )
         except AnsibleError as error:
-            raise AnsibleActionFail(f"render_tree: cannot render {os.path.relpath(path)}: {error}") from error
+            raise AnsibleActionFail(
+                f"render_tree: cannot render {os.path.relpath(path)}: {error}"
+            ) from error
         return b"" if rendered is None else str(rendered).encode()
 
     def _read(self, path: Path, secrets: list[str]) -> bytes:
@@ -158,7 +183,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]
                 found.append(candidates[0])
             elif given is not None:
                 raise AnsibleActionFail(
-                    f"render_tree: include_path {name} was not found below {' or '.join(map(str, bases))}: correct it"
+                    f"render_tree: include_path {name} was not found below "
+                    f"{' or '.join(map(str, bases))}: correct it"
                 )
         return found
 
@@ -167,10 +193,10 @@ def _walk(source: Path, exclude: list[str]) -> Iterator[tuple[str, Path]]:
     """Every file below source that makes an output."""
     for directory, names, files in os.walk(source):
         for name in names:
-            if os.path.islink(os.path.join(directory, name)):
+            if Path(directory, name).is_symlink():
                 raise AnsibleActionFail(
-                    f"render_tree: {directory}/{name} is a symbolic link to a directory, which is not followed: "
-                    "put the files there"
+                    f"render_tree: {directory}/{name} is a symbolic link to a directory, which "
+                    "is not followed: put the files there"
                 )
         names[:] = [name for name in names if not name.startswith("_")]
         for name in files:
@@ -188,7 +214,9 @@ def _walk(source: Path, exclude: list[str]) -> Iterator[tuple[str, Path]]:
 def _argument_spec() -> dict[str, Any]:
     """The module states the parameters, once for both sides."""
     module = runpy.run_path(str(_PLUGINS / "modules" / "render_tree.py"))
-    return {name: option for name, option in module["ARGUMENT_SPEC"].items() if not name.startswith("_")}
+    return {
+        name: option for name, option in module["ARGUMENT_SPEC"].items() if not name.startswith("_")
+    }
 
 
 @functools.cache

@@ -9,6 +9,10 @@ Shared by the modules render_tree and activate_trees, and by render_tree's actio
 computes digests on the controller with the same code.
 """
 
+# Descriptors, fsync and rename(2) are what this file is about: pathlib hides them.
+# ruff: noqa: PTH100, PTH101, PTH102, PTH104, PTH106, PTH108, PTH112, PTH114, PTH115, PTH116, PTH118
+# ruff: noqa: PTH119, PTH120, PTH123, PTH208, PTH211
+
 from __future__ import annotations
 
 import base64
@@ -28,9 +32,11 @@ import subprocess
 import tempfile
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 FILE = "f"
 DIRECTORY = "d"
@@ -102,7 +108,9 @@ def digest(tree: Mapping[str, Entry]) -> str:
 
 def subtree(tree: Mapping[str, Entry], top: str) -> Tree:
     """The part of a tree below one of its directories, as a tree of its own."""
-    below = {path[len(top) + 1 :]: entry for path, entry in tree.items() if path.startswith(top + "/")}
+    below = {
+        path[len(top) + 1 :]: entry for path, entry in tree.items() if path.startswith(top + "/")
+    }
     return {".": tree[top], **below}
 
 
@@ -138,7 +146,10 @@ class Modes:
         return cls(
             parse_mode(mode, "mode"),
             parse_mode(directory_mode, "directory_mode"),
-            tuple((pattern, parse_mode(value, f"modes[{pattern!r}]")) for pattern, value in modes.items()),
+            tuple(
+                (pattern, parse_mode(value, f"modes[{pattern!r}]"))
+                for pattern, value in modes.items()
+            ),
         )
 
     def for_file(self, path: str, executable: bool) -> int:
@@ -170,26 +181,28 @@ def owned(tree: Mapping[str, Entry], uid: int, gid: int) -> Tree:
     return {path: replace(entry, uid=uid, gid=gid) for path, entry in tree.items()}
 
 
-def carry_over(tree: Mapping[str, Entry], live: Mapping[str, Entry], keep: Sequence[str], modes: Modes) -> Tree:
+def carry_over(
+    tree: Mapping[str, Entry], live: Mapping[str, Entry], keep: Sequence[str], modes: Modes
+) -> Tree:
     """The tree with the live files that match a pattern in place of the rendered ones."""
-    files = {path: entry for path, entry in tree.items() if entry.kind == FILE}
-    for path, entry in live.items():
-        if entry.kind == FILE and any(fnmatch.fnmatchcase(path, pattern) for pattern in keep):
-            files[path] = entry
-    return plant(files, modes)
+    rendered = {path: entry for path, entry in tree.items() if entry.kind == FILE}
+    kept = {
+        path: entry
+        for path, entry in live.items()
+        if entry.kind == FILE and any(fnmatch.fnmatchcase(path, pattern) for pattern in keep)
+    }
+    return plant({**rendered, **kept}, modes)
 
 
 def changed_paths(before: Mapping[str, Entry], after: Mapping[str, Entry]) -> list[str]:
-    """Files and directories that differ; a directory only if something other than its presence does."""
-    paths = []
-    for path in sorted({*before, *after}):
-        old, new = before.get(path), after.get(path)
-        if old == new:
-            continue
-        if (old is None and new and new.kind == DIRECTORY) or (new is None and old and old.kind == DIRECTORY):
-            continue
-        paths.append(path)
-    return paths or ([] if before == after else ["."])
+    """Paths that differ, without directories that only came or went with their files."""
+    different = [path for path in sorted({*before, *after}) if before.get(path) != after.get(path)]
+    telling = [
+        path
+        for path in different
+        if (path in before and path in after) or (before.get(path) or after[path]).kind != DIRECTORY
+    ]
+    return telling or different
 
 
 # --- what the operator sees -------------------------------------------------------------------
@@ -198,7 +211,13 @@ def changed_paths(before: Mapping[str, Entry], after: Mapping[str, Entry]) -> li
 def mask(text: str, secrets: Iterable[str]) -> str:
     """Replace every secret, and each telling line of one that has several."""
     parts = {secret for secret in secrets if secret.strip()}
-    parts |= {line for secret in secrets if "\n" in secret for line in secret.splitlines() if len(line.strip()) > 3}
+    parts |= {
+        line
+        for secret in secrets
+        if "\n" in secret
+        for line in secret.splitlines()
+        if len(line.strip()) > 3
+    }
     for part in sorted(parts, key=len, reverse=True):
         text = text.replace(part, MASK)
     return text
@@ -206,21 +225,19 @@ def mask(text: str, secrets: Iterable[str]) -> str:
 
 def mask_previous(before: str, after: str, secrets: Sequence[str]) -> str:
     """Mask in an old text also what stands where the new text has a secret: its former value."""
+    templates = {mask(line, secrets) for line in after.splitlines()}
+    patterns = [
+        (
+            re.compile("^" + ".*".join(map(re.escape, template.split(MASK))) + "$", re.MULTILINE),
+            template,
+        )
+        for template in templates
+        if MASK in template
+    ]
     before = mask(before, secrets)
-    patterns = set()
-    for line in after.splitlines():
-        masked = mask(line, secrets)
-        if masked != line:
-            patterns.add("(.+)".join(re.escape(part) for part in masked.split(MASK)))
-    lines = before.splitlines(keepends=True)
-    for pattern in patterns:
-        for index, line in enumerate(lines):
-            match = re.fullmatch(pattern, line.rstrip("\r\n"))
-            if match:
-                for group in range(match.re.groups, 0, -1):
-                    line = line[: match.start(group)] + MASK + line[match.end(group) :]
-                lines[index] = line
-    return "".join(lines)
+    for pattern, template in patterns:
+        before = pattern.sub(template.replace("\\", r"\\"), before)
+    return before
 
 
 def _attributes(entry: Entry | None) -> str:
@@ -245,10 +262,13 @@ def _summary(entry: Entry | None) -> str:
     if entry is None:
         return ""
     kind = "large" if len(entry.content) > DIFF_LIMIT else "binary"
-    return f"({kind}, {len(entry.content)} bytes, sha256 {hashlib.sha256(entry.content).hexdigest()[:12]})\n"
+    checksum = hashlib.sha256(entry.content).hexdigest()[:NAME_DIGITS]
+    return f"({kind}, {len(entry.content)} bytes, sha256 {checksum})\n"
 
 
-def diff(before: Mapping[str, Entry], after: Mapping[str, Entry], secrets: Sequence[str]) -> list[dict[str, str]]:
+def diff(
+    before: Mapping[str, Entry], after: Mapping[str, Entry], secrets: Sequence[str]
+) -> list[dict[str, str]]:
     """What --diff shows: contents file by file, then modes and owners where those changed."""
     result = []
     for path in changed_paths(before, after):
@@ -257,14 +277,21 @@ def diff(before: Mapping[str, Entry], after: Mapping[str, Entry], secrets: Seque
             "before_header": f"{path} (absent)" if old is None else path,
             "after_header": f"{path} (absent)" if new is None else path,
         }
-        if (old.content if old else b"") != (new.content if new else b"") or old is None or new is None:
+        if old is None or new is None or old.content != new.content:
             old_text, new_text = _text(old), _text(new)
             if old_text is None or new_text is None:
                 texts = {"before": _summary(old), "after": _summary(new)}
             else:
-                texts = {"before": mask_previous(old_text, new_text, secrets), "after": mask(new_text, secrets)}
+                texts = {
+                    "before": mask_previous(old_text, new_text, secrets),
+                    "after": mask(new_text, secrets),
+                }
                 if texts["before"] == texts["after"]:
-                    note = "(empty)\n" if old is None or new is None else "(only masked values differ)\n"
+                    note = (
+                        "(empty)\n"
+                        if old is None or new is None
+                        else "(only masked values differ)\n"
+                    )
                     texts["before" if new is None else "after"] += note
             result.append({**headers, **texts})
         if old and new and _attributes(old) != _attributes(new):
@@ -381,7 +408,7 @@ def make_scratch(path: str, mode: int) -> None:
 
 @contextlib.contextmanager
 def locked(dest: str) -> Iterator[None]:
-    """Let one process at a time change a managed directory; the kernel frees the lock of a dead one."""
+    """Let one process at a time change a directory; the kernel frees the lock of a dead one."""
     descriptor = os.open(dest, os.O_RDONLY | os.O_DIRECTORY)
     try:
         deadline = time.monotonic() + LOCK_TIMEOUT
@@ -391,7 +418,9 @@ def locked(dest: str) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise TreeError(f"another run has been changing {dest} for {LOCK_TIMEOUT} s: wait for it") from None
+                    raise TreeError(
+                        f"another run has been changing {dest} for {LOCK_TIMEOUT} s: wait for it"
+                    ) from None
                 time.sleep(0.1)
         yield
     finally:
@@ -408,7 +437,9 @@ def current_name(dest: str) -> str | None:
     if not os.path.lexists(link):
         return None
     if not os.path.islink(link):
-        raise TreeError(f"{link} is not a symbolic link, so this directory is managed by something else: move it away")
+        raise TreeError(
+            f"{link} is not a symbolic link, so something else manages this directory: move it away"
+        )
     target = os.readlink(link)
     return os.path.basename(target) if os.path.isdir(link) else None
 
@@ -427,13 +458,13 @@ def clean(dest: str) -> None:
 def new_candidate(dest: str) -> str:
     """A directory on the file system of dest, in which `current` can grow unseen."""
     candidate = tempfile.mkdtemp(prefix=_NEW, dir=dest)
-    os.chmod(candidate, 0o755)
+    os.chmod(candidate, stat.S_IMODE(os.stat(dest).st_mode))
     return candidate
 
 
 def link(directory: str, name: str, target: str) -> None:
     """Point a symbolic link somewhere else, at once for every reader."""
-    # The name only has to be unlike that of a link an interrupted run left: the lock excludes others.
+    # Unlike the link of an interrupted run; the lock excludes all others.
     temporary = os.path.join(directory, f"{_LINK}{os.getpid()}-{time.monotonic_ns()}")
     os.symlink(target, temporary)
     os.rename(temporary, os.path.join(directory, name))
@@ -474,11 +505,15 @@ def prune(dest: str, keep: int, protected: Iterable[str | None]) -> None:
     trees = os.path.join(dest, "trees")
     if not os.path.isdir(trees):
         return
-    names = sorted(os.listdir(trees), key=lambda name: os.stat(os.path.join(trees, name)).st_mtime_ns, reverse=True)
+    names = sorted(
+        os.listdir(trees),
+        key=lambda name: os.stat(os.path.join(trees, name)).st_mtime_ns,
+        reverse=True,
+    )
     safe = {*names[: max(keep, 1)], *protected}
     for name in names:
         if name not in safe:
-            # Renamed first: a removal that is interrupted must not leave half a tree under a digest.
+            # Renamed first: an interrupted removal must not leave half a tree under a digest.
             doomed = os.path.join(dest, f"{_NEW}{name}")
             os.rename(os.path.join(trees, name), doomed)
             shutil.rmtree(doomed)
@@ -487,13 +522,29 @@ def prune(dest: str, keep: int, protected: Iterable[str | None]) -> None:
 def resolve_owner(owner: str | None, group: str | None) -> tuple[int, int]:
     """Numeric user and group; those of this process by default."""
     try:
-        uid = os.geteuid() if owner is None else int(owner) if owner.isdigit() else pwd.getpwnam(owner).pw_uid
+        uid = (
+            os.geteuid()
+            if owner is None
+            else int(owner)
+            if owner.isdigit()
+            else pwd.getpwnam(owner).pw_uid
+        )
     except KeyError:
-        raise TreeError(f"there is no user {owner} on the target: create it first or give a number") from None
+        raise TreeError(
+            f"there is no user {owner} on the target: create it first or give a number"
+        ) from None
     try:
-        gid = os.getegid() if group is None else int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+        gid = (
+            os.getegid()
+            if group is None
+            else int(group)
+            if group.isdigit()
+            else grp.getgrnam(group).gr_gid
+        )
     except KeyError:
-        raise TreeError(f"there is no group {group} on the target: create it first or give a number") from None
+        raise TreeError(
+            f"there is no group {group} on the target: create it first or give a number"
+        ) from None
     return uid, gid
 
 
@@ -505,7 +556,12 @@ def pack(files: Mapping[str, Entry], origins: Mapping[str, str], secrets: Sequen
     document = {
         "secrets": list(secrets),
         "files": [
-            [path, entry.mode, base64.b64encode(entry.content).decode("ascii"), origins.get(path, "")]
+            [
+                path,
+                entry.mode,
+                base64.b64encode(entry.content).decode("ascii"),
+                origins.get(path, ""),
+            ]
             for path, entry in files.items()
         ],
     }
@@ -515,13 +571,20 @@ def pack(files: Mapping[str, Entry], origins: Mapping[str, str], secrets: Sequen
 def unpack(payload: str) -> tuple[dict[str, Entry], dict[str, str], list[str]]:
     """The files, where each comes from, and the secrets to mask."""
     document = json.loads(zlib.decompress(base64.b64decode(payload)))
-    files = {path: Entry(FILE, mode, base64.b64decode(content)) for path, mode, content, _ in document["files"]}
+    files = {
+        path: Entry(FILE, mode, base64.b64decode(content))
+        for path, mode, content, _ in document["files"]
+    }
     origins = {path: origin for path, _, _, origin in document["files"]}
     return files, origins, document["secrets"]
 
 
 def validate(
-    commands: Sequence[Sequence[str]], directory: str, timeout: int, origins: Mapping[str, str], secrets: Sequence[str]
+    commands: Sequence[Sequence[str]],
+    directory: str,
+    timeout: int,
+    origins: Mapping[str, str],
+    secrets: Sequence[str],
 ) -> None:
     """Run each command on the candidate below directory; the first that fails ends it."""
     for command in commands:
@@ -542,16 +605,21 @@ def validate(
             ) from None
         except OSError as error:
             raise TreeError(
-                f"validation could not start, the live files are unchanged: {shown}: {error.strerror}"
+                f"validation could not start, the live files are unchanged: {shown}: {error}"
             ) from None
         if done.returncode != 0:
-            output = mask(done.stdout.decode(errors="replace"), secrets).strip().splitlines()[-OUTPUT_LINES:]
-            named = [path for path in sorted(origins, key=len, reverse=True) if path in "\n".join(output)]
+            output = (
+                mask(done.stdout.decode(errors="replace"), secrets)
+                .strip()
+                .splitlines()[-OUTPUT_LINES:]
+            )
+            named = [
+                path for path in sorted(origins, key=len, reverse=True) if path in "\n".join(output)
+            ]
             source = f"\n{named[0]} was rendered from {origins[named[0]]}" if named else ""
             raise TreeError(
-                f"validation failed with exit code {done.returncode}, the live files are unchanged: {shown}\n"
-                + "\n".join(output)
-                + source
+                f"validation failed with exit code {done.returncode}, "
+                f"the live files are unchanged: {shown}\n" + "\n".join(output) + source
             )
 
 
@@ -646,7 +714,7 @@ def _managed(dest: str) -> list[str]:
 
 
 def _retire(dest: str, name: str) -> None:
-    """Take a managed directory out of use, yet keep it until the next activation: restore needs it."""
+    """Take a managed directory out of use, yet keep it for restore until the next activation."""
     removed = os.path.join(dest, _REMOVED)
     make_directory(removed, 0o700)
     os.rename(os.path.join(dest, name), os.path.join(removed, name))
@@ -658,7 +726,9 @@ def _links_to_change(directory: str, links: Mapping[str, str]) -> dict[str, str]
     for name, target in links.items():
         path = os.path.join(directory, name)
         if os.path.lexists(path) and not os.path.islink(path):
-            raise TreeError(f"{path} exists and is not a symbolic link: move it away, it would be overwritten")
+            raise TreeError(
+                f"{path} exists and is not a symbolic link: move it away, it would be overwritten"
+            )
         if not os.path.islink(path) or os.readlink(path) != target:
             result[name] = target
     return result
@@ -673,21 +743,29 @@ def activate(params: Mapping[str, Any], check_mode: bool) -> dict[str, Any]:
     if os.path.commonpath([root, stage]) != root:
         raise TreeError(f"stage_root {root} does not hold the stage {stage}: correct one of them")
     if os.path.commonpath([dest, root]) in (dest, root):
-        raise TreeError(f"the stage {root} and dest {dest} hold one another: choose separate directories")
+        raise TreeError(
+            f"the stage {root} and dest {dest} hold one another: choose separate directories"
+        )
     if not os.path.isdir(stage):
         raise TreeError(f"the stage {stage} does not exist: run render_tree with this stage first")
 
     names = params["names"] if params["names"] is not None else os.listdir(stage)
     if not names:
-        raise TreeError("nothing is staged, and activating that would remove everything: render first")
+        raise TreeError(
+            "nothing is staged, and activating that would remove everything: render first"
+        )
     staged = {name: scan(os.path.join(stage, name, "current")) for name in sorted(names)}
     empty = [name for name, tree in staged.items() if not tree]
     if empty:
-        raise TreeError(f"{stage}/{empty[0]} holds no directory `current`: render it with render_tree, or remove it")
+        raise TreeError(
+            f"{stage}/{empty[0]} has no directory `current`: render it with render_tree first"
+        )
 
     here = _managed(dest)
     previous = {name: current_name(os.path.join(dest, name)) for name in sorted({*staged, *here})}
-    live = {name: scan(os.path.join(dest, name, "current")) if previous[name] else {} for name in staged}
+    live = {
+        name: scan(os.path.join(dest, name, "current")) if previous[name] else {} for name in staged
+    }
     activated = [name for name, tree in staged.items() if tree != live[name]]
     removed = [name for name in here if name not in staged]
     links = _links_to_change(links_directory, params["links"])
@@ -697,23 +775,20 @@ def activate(params: Mapping[str, Any], check_mode: bool) -> dict[str, Any]:
             make_directory(dest, directory_mode)
             with locked(dest):
                 _remove_scratch(os.path.join(dest, _REMOVED))
-                placed = {}
-                for name in staged:
-                    room = os.path.join(dest, name)
+                rooms = {name: os.path.join(dest, name) for name in staged}
+                for room in rooms.values():
                     make_directory(room, directory_mode)
                     clean(room)
-                    if name in activated:
-                        placed[name] = place(room, staged[name], None)
+                placed = {name: place(rooms[name], staged[name], None) for name in activated}
                 for name, tree_name in placed.items():
-                    point(os.path.join(dest, name), tree_name)
+                    point(rooms[name], tree_name)
                 if links:
                     make_directory(links_directory, directory_mode)
                 for name, target in links.items():
                     link(links_directory, name, target)
                 for name in removed:
                     _retire(dest, name)
-                for name in staged:
-                    room = os.path.join(dest, name)
+                for name, room in rooms.items():
                     prune(room, params["keep_trees"], [previous[name], current_name(room)])
     _remove_scratch(root)
     return {
@@ -740,7 +815,10 @@ def _activation_diff(
         for name in sorted({*activated, *removed})
     ]
     after += [f"{name} -> {target}" for name, target in sorted(links.items())]
-    return {"before": "".join(f"{line}\n" for line in before), "after": "".join(f"{line}\n" for line in after)}
+    return {
+        "before": "".join(f"{line}\n" for line in before),
+        "after": "".join(f"{line}\n" for line in after),
+    }
 
 
 def restore(params: Mapping[str, Any], check_mode: bool) -> dict[str, Any]:

@@ -12,11 +12,15 @@ short_description: Make every tree that render_tree staged live
 version_added: "1.0.0"
 author: compose-stack
 description:
-  - Takes the trees that M(render_tree) wrote below one stage, C(<stage>/<name>/current/), and makes each of them live
-    below O(dest) as C(<dest>/<name>/trees/<digest>/) with the symbolic link C(<dest>/<name>/current). All trees are
+  - Takes the trees that M(render_tree) wrote below one stage, C(<stage>/<name>/current/), and
+    makes each of them live
+    below O(dest) as C(<dest>/<name>/trees/<digest>/) with the symbolic link
+    C(<dest>/<name>/current). All trees are
     written before the first link is swapped.
-  - Managed directories below O(dest) that are not staged go out of use. They are kept in C(<dest>/.removed/) until the
-    next activation, so that O(restore) can bring them back. Directories without C(trees/) are left alone.
+  - Managed directories below O(dest) that are not staged go out of use. They are kept in
+    C(<dest>/.removed/) until the
+    next activation, so that O(restore) can bring them back. Directories without C(trees/) are left
+    alone.
   - With O(restore) it points every directory back to the tree it had before.
 options:
   dest:
@@ -24,19 +28,22 @@ options:
     type: path
     required: true
   stage:
-    description: Directory that holds one staged directory for each name. It is removed at the end, in check mode too.
+    description: Directory that holds one staged directory for each name. It is removed at the end,
+      in check mode too.
     type: path
   stage_root:
     description: A directory that holds O(stage), to be removed at the end instead of it.
     type: path
   names:
     description:
-      - The names that must be staged; the default is all that are. State them, because an interrupted run may have left
+      - The names that must be staged; the default is all that are. State them, because an
+        interrupted run may have left
         the stage of a name that is no longer wanted. Others in the stage are ignored.
     type: list
     elements: str
   links:
-    description: Symbolic links to have in O(links_directory), name and target. A file of such a name is never replaced.
+    description: Symbolic links to have in O(links_directory), name and target. A file of such a
+      name is never replaced.
     type: dict
     default: {}
   links_directory:
@@ -47,7 +54,8 @@ options:
     type: raw
     default: "0755"
   keep_trees:
-    description: How many trees to keep for each name. The live one and the one before it always stay.
+    description: How many trees to keep for each name. The live one and the one before it always
+      stay.
     type: int
     default: 3
   restore:

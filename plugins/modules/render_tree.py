@@ -12,21 +12,31 @@ short_description: Render a whole tree of templates in one module execution
 version_added: "1.0.0"
 author: compose-stack
 description:
-  - Renders every file of a directory of templates on the controller and brings the result to the target in one
+  - Renders every file of a directory of templates on the controller and brings the result to the
+    target in one
     module execution, however many files there are.
-  - Below O(dest) the tree is written to C(trees/<digest>/) and made live by replacing the symbolic link C(current)
-    with one rename(2). Readers see the old tree or the new one and never a mixture, and an interrupted run leaves
+  - Below O(dest) the tree is written to C(trees/<digest>/) and made live by replacing the symbolic
+    link C(current)
+    with one rename(2). Readers see the old tree or the new one and never a mixture, and an
+    interrupted run leaves
     the old or the new tree.
-  - The tree is whole. A file that is no longer rendered is gone, and a file, mode or owner changed by hand is restored.
-  - Files that end in C(.j2) are rendered and lose that suffix, others are copied as they are. Names that start with
-    an underscore are for templates to import or include and make no file of their own; C(.gitkeep) is left out.
-  - Top-level directories are rendered before top-level files, which can use the variable C(render_tree_digests), a
-    dictionary of each top-level directory's SHA-256, for instance as a label that makes compose recreate a service.
+  - The tree is whole. A file that is no longer rendered is gone, and a file, mode or owner changed
+    by hand is restored.
+  - Files that end in C(.j2) are rendered and lose that suffix, others are copied as they are.
+    Names that start with
+    an underscore are for templates to import or include and make no file of their own; C(.gitkeep)
+    is left out.
+  - Top-level directories are rendered before top-level files, which can use the variable
+    C(render_tree_digests), a
+    dictionary of each top-level directory's SHA-256, for instance as a label that makes compose
+    recreate a service.
 options:
   src:
     description:
-      - Directory of templates on the controller, found as M(ansible.builtin.template) finds its files.
-      - Templates can import and include from their own directory, from O(src) and from O(include_path).
+      - Directory of templates on the controller, found as M(ansible.builtin.template) finds its
+        files.
+      - Templates can import and include from their own directory, from O(src) and from
+        O(include_path).
     type: str
     default: templates
   dest:
@@ -35,13 +45,16 @@ options:
     required: true
   stage:
     description:
-      - Write the tree to C(<stage>/current/) and leave O(dest) alone; M(activate_trees) makes it live later.
-      - A stage is scratch space and is written in check mode too, so that all that was rendered can be validated
+      - Write the tree to C(<stage>/current/) and leave O(dest) alone; M(activate_trees) makes it
+        live later.
+      - A stage is scratch space and is written in check mode too, so that all that was rendered
+        can be validated
         together. It must not be in a place another user may have prepared.
     type: path
   keep:
     description:
-      - Patterns of files, relative to the tree, to carry over from the live tree where it has them, with their
+      - Patterns of files, relative to the tree, to carry over from the live tree where it has
+        them, with their
         content and mode, whether or not they are rendered.
       - An asterisk matches slashes too.
     type: list
@@ -54,21 +67,26 @@ options:
     default: []
   include_path:
     description:
-      - Further directories to import templates from. Relative ones are looked for beside ansible.cfg, then beside the
+      - Further directories to import templates from. Relative ones are looked for beside
+        ansible.cfg, then beside the
         playbook.
-      - The default is the variable C(render_tree_include_path), or C(files/templates) where that directory exists.
+      - The default is the variable C(render_tree_include_path), or C(files/templates) where that
+        directory exists.
     type: list
     elements: str
   validate:
     description:
-      - Commands, each a list of words, to run on the target before the tree goes live. C(%s) stands for the directory
+      - Commands, each a list of words, to run on the target before the tree goes live. C(%s)
+        stands for the directory
         that holds the candidate as C(current).
-      - They run only when the tree differs from the live one, in check mode too. When one fails, nothing live changes.
+      - They run only when the tree differs from the live one, in check mode too. When one fails,
+        nothing live changes.
     type: list
     elements: list
     default: []
   validate_when:
-    description: Whether the validation commands can run yet, for instance whether the image they need exists.
+    description: Whether the validation commands can run yet, for instance whether the image they
+      need exists.
     type: bool
     default: true
   validate_timeout:
@@ -76,7 +94,8 @@ options:
     type: int
     default: 120
   mode:
-    description: Mode of files, as an octal string. Who may read a file that is executable in O(src) may also execute it.
+    description: Mode of files, as an octal string. Who may read a file that is executable in
+      O(src) may also execute it.
     type: raw
     default: "0644"
   directory_mode:
@@ -85,19 +104,23 @@ options:
     default: "0755"
   modes:
     description:
-      - Other modes for paths that match a pattern, for instance C(bin/*) or C(private/). The last match wins.
+      - Other modes for paths that match a pattern, for instance C(bin/*) or C(private/). The last
+        match wins.
       - A pattern that ends in a slash is for directories.
     type: dict
     default: {}
   owner:
-    description: Name or number of the user everything belongs to; the user the module runs as by default.
+    description: Name or number of the user everything belongs to; the user the module runs as by
+      default.
     type: str
   group:
-    description: Name or number of the group everything belongs to; the group the module runs as by default.
+    description: Name or number of the group everything belongs to; the group the module runs as by
+      default.
     type: str
   secrets:
     description:
-      - Values to mask in the difference and in the output of validation commands. What stood in the live file where the
+      - Values to mask in the difference and in the output of validation commands. What stood in
+        the live file where the
         new one has a secret is masked as well.
       - Values from Ansible Vault among the host's variables are masked without being listed.
     type: list
@@ -121,10 +144,12 @@ options:
     default: 3
 attributes:
   check_mode:
-    description: Nothing is written but the stage, or a scratch directory for validation, which is removed.
+    description: Nothing is written but the stage, or a scratch directory for validation, which is
+      removed.
     support: full
   diff_mode:
-    description: Shows every file added, changed and removed, modes and owners included, with secrets masked.
+    description: Shows every file added, changed and removed, modes and owners included, with
+      secrets masked.
     support: full
 seealso:
   - module: activate_trees
@@ -136,7 +161,8 @@ EXAMPLES = r"""
     dest: /opt/stack/services/nginx
     secrets: ["{{ nginx_status_password }}"]
     validate:
-      - [docker, run, --rm, -v, "%s:/etc/stack:ro", "nginx:1.28", nginx, -t, -c, /etc/stack/current/config/nginx.conf]
+      - [docker, run, --rm, -v, "%s:/etc/stack:ro", "nginx:1.28", nginx, -t, -c,
+        /etc/stack/current/config/nginx.conf]
 
 - name: Render to a scratch directory that activate_trees makes live together with others
   render_tree:
@@ -205,9 +231,11 @@ def main() -> None:
     from ansible.module_utils import trees
 
     if not module.params["_payload"]:
-        module.fail_json(msg="render_tree needs its action plugin: set action_plugins in ansible.cfg")
+        module.fail_json(
+            msg="render_tree needs its action plugin: set action_plugins in ansible.cfg"
+        )
     try:
-        result = trees.render(module.params, module.check_mode, module._diff)
+        result = trees.render(module.params, module.check_mode, module._diff)  # noqa: SLF001
     except trees.TreeError as error:
         module.fail_json(msg=str(error))
     module.exit_json(**result)
