@@ -1,0 +1,32 @@
+#!/bin/sh
+# Makes the Debian base that every other image stands on, and imports it into Docker.
+# Usage: build.sh <reference> <suite> <mirror> <security mirror>; http_proxy is honoured.
+set -eu
+
+reference=$1 suite=$2 mirror=$3 security=$4
+signed='deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]'
+
+# A pipe into `docker import` would tag half an image when mmdebstrap fails: go through a file.
+scratch=$(mktemp -d /var/tmp/compose-stack-base.XXXXXX)
+trap 'rm -rf "$scratch"' EXIT
+trap 'exit 130' INT TERM
+
+TMPDIR=$scratch mmdebstrap --mode=root --variant=apt --include=passwd \
+    --aptopt='Acquire::Languages "none"' \
+    --aptopt='APT::Install-Recommends "false"' \
+    --dpkgopt='path-exclude=/usr/share/doc/*' \
+    --dpkgopt='path-include=/usr/share/doc/*/copyright' \
+    --dpkgopt='path-exclude=/usr/share/info/*' \
+    --dpkgopt='path-exclude=/usr/share/lintian/*' \
+    --dpkgopt='path-exclude=/usr/share/locale/*' \
+    --dpkgopt='path-exclude=/usr/share/man/*' \
+    --customize-hook='printf "#!/bin/sh\nexit 101\n" >"$1/usr/sbin/policy-rc.d"' \
+    --customize-hook='chmod 0755 "$1/usr/sbin/policy-rc.d"' \
+    --customize-hook='rm -rf "$1"/var/cache/debconf/*-old "$1"/var/lib/dpkg/*-old' \
+    --customize-hook='rm -rf "$1"/var/log/apt "$1"/var/log/dpkg.log' \
+    "$suite" "$scratch/base.tar" \
+    "$signed $mirror $suite main" \
+    "$signed $mirror $suite-updates main" \
+    "$signed $security $suite-security main"
+
+docker import --change 'CMD ["/bin/sh"]' "$scratch/base.tar" "$reference"
