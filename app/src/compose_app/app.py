@@ -1,0 +1,39 @@
+"""The application factory."""
+
+from __future__ import annotations
+
+from flask import Response
+
+from compose_app import errors, logging, metrics, scope
+from compose_app.cache import routes as cache
+from compose_app.cache.store import CacheStore
+from compose_app.config import Settings
+from compose_app.db import Database
+from compose_app.docs import routes as docs
+from compose_app.health import routes as health
+from compose_app.items import routes as items
+from compose_app.items.store import ItemStore
+from compose_app.openapi import MAX_BODY, Api
+from compose_app.redis import Cache
+
+
+def build_app(settings: Settings) -> Api:
+    """Build the application; no connection is opened before the first request needs one."""
+    logging.configure(settings.log_level)
+    app = Api()
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
+    database = Database(settings.database_url, settings.database_password.get_secret_value())
+    redis = Cache(settings.redis_cache_url, settings.redis_cache_password.get_secret_value())
+    app.register_api(items.blueprint(ItemStore(database)))
+    app.register_api(cache.blueprint(CacheStore(redis)))
+    app.register_api(health.blueprint(database, redis))
+    app.register_blueprint(docs.blueprint(app))
+    app.add_url_rule("/metrics", "metrics", _metrics)
+    errors.init_app(app)
+    scope.init_app(app)
+    app.extensions["compose_app.close"] = (database.close, redis.close)
+    return app
+
+
+def _metrics() -> Response:
+    return Response(metrics.render(), content_type=metrics.CONTENT_TYPE)

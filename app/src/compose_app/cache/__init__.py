@@ -1,0 +1,1 @@
+"""Cache: values with a time to live in Redis."""

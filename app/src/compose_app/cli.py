@@ -1,0 +1,61 @@
+"""The console command `compose-app`."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+USAGE = """usage: compose-app COMMAND
+
+check-config   check the environment and name every problem
+migrate        bring the database schema up to date; with API_SEED_DEMO_DATA=1 add demo items
+healthcheck    ask this container's own application for its health
+"""
+
+
+def main() -> int:
+    """Run a command; 0 is success, 1 failure, 2 a wrong call or configuration."""
+    match sys.argv[1:]:
+        case ["healthcheck"]:
+            from compose_app import healthcheck
+
+            return healthcheck.main()
+        case ["check-config"]:
+            return _configured(_check_config)
+        case ["migrate"]:
+            return _configured(_migrate)
+        case ["-h" | "--help"]:
+            print(USAGE, end="")
+            return 0
+        case _:
+            print(USAGE, end="", file=sys.stderr)
+            return 2
+
+
+def _configured(command: Callable[[], int]) -> int:
+    from compose_app.config import ConfigError
+
+    try:
+        return command()
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"compose-app: {problem}", file=sys.stderr)
+        return 2
+
+
+def _check_config() -> int:
+    from compose_app import config
+
+    config.check()
+    print("configuration is complete")
+    return 0
+
+
+def _migrate() -> int:
+    from compose_app import migrate
+    from compose_app.config import MigrationSettings
+
+    return migrate.main(MigrationSettings.from_environ())

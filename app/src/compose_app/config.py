@@ -1,0 +1,158 @@
+"""Settings, read from the environment and from secret files, checked before anything starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+class ConfigError(Exception):
+    """The environment is incomplete or wrong; `problems` names everything that is."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+def _url(schemes: tuple[str, ...], value: object) -> str:
+    text = str(value)
+    try:
+        parts = urlsplit(text)
+        _ = parts.port  # parsed, and refused, on access
+    except ValueError as error:
+        raise ValueError(f"is not a URL: {error}") from error
+    if parts.scheme not in schemes:
+        raise ValueError(f"must start with {schemes[0]}://")
+    if not parts.hostname:
+        raise ValueError("names no host")
+    if parts.password is not None:
+        raise ValueError("holds a password: put it in the matching *_PASSWORD_FILE")
+    return text
+
+
+def _postgres_url(value: object) -> str:
+    return _url(("postgresql", "postgres"), value)
+
+
+def _redis_url(value: object) -> str:
+    return _url(("redis", "rediss"), value)
+
+
+def _secret_file(value: object) -> object:
+    """Read a secret; trailing newlines are not part of it."""
+    try:
+        secret = Path(str(value)).read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise ValueError(f"cannot read {value}: {reason}") from error
+    if not secret:
+        raise ValueError(f"{value} is empty")
+    return secret
+
+
+PostgresUrl = Annotated[str, BeforeValidator(_postgres_url)]
+RedisUrl = Annotated[str, BeforeValidator(_redis_url)]
+SecretFromFile = Annotated[SecretStr, BeforeValidator(_secret_file)]
+
+
+def _problems(error: ValidationError) -> list[str]:
+    lines = []
+    for detail in error.errors(include_url=False, include_input=False):
+        name = str(detail["loc"][0]) if detail["loc"] else "environment"
+        message = "is not set" if detail["type"] == "missing" else detail["msg"]
+        lines.append(f"{name}: {message.removeprefix('Value error, ')}")
+    return lines
+
+
+class _Environ(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=False)
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str] | None = None) -> Self:
+        """Read the settings; a variable that is empty counts as not set.
+
+        Raises:
+            ConfigError: names every problem at once.
+        """
+        source: dict[str, Any] = {
+            name: value for name, value in (environ or os.environ).items() if value != ""
+        }
+        try:
+            return cls.model_validate(source)
+        except ValidationError as error:
+            raise ConfigError(_problems(error)) from None
+
+
+class ServerSettings(_Environ):
+    """What the gunicorn master needs; no secret among it."""
+
+    slot: Literal["blue", "green"] = Field("blue", alias="API_SLOT")
+    socket_dir: Path | None = Field(None, alias="API_SOCKET_DIR")
+    scale: int = Field(1, alias="API_SCALE", ge=1, le=64)
+    """Highest index of a socket in `socket_dir`: how many instances may share it."""
+    workers: int = Field(2, alias="WEB_CONCURRENCY", ge=1, le=64)
+    reload: bool = Field(False, alias="API_RELOAD")
+    log_level: LogLevel = Field("info", alias="API_LOG_LEVEL")
+    run_dir: Path = Field(Path("/tmp"), alias="API_RUN_DIR")  # noqa: S108 - the container's own
+    """Where this instance records the path of its socket, for the health check."""
+    worker_tmp_dir: Path = Field(Path("/dev/shm"), alias="API_WORKER_TMP_DIR")  # noqa: S108 - heartbeats must not wait for a disk
+    metrics_port: int = Field(9100, alias="METRICS_PORT", ge=0, le=65535)
+    """TCP port of the metrics listener; 0 turns it off."""
+    metrics_subnet: IPv4Network | IPv6Network | None = Field(None, alias="METRICS_SUBNET")
+    metrics_dir: Path = Field(Path("/tmp/metrics"), alias="PROMETHEUS_MULTIPROC_DIR")  # noqa: S108
+
+    @property
+    def sockets(self) -> Path:
+        """Directory of the slot's sockets."""
+        return self.socket_dir or Path("/run/sockets") / self.slot
+
+
+class Settings(_Environ):
+    """What the application needs to answer requests."""
+
+    log_level: LogLevel = Field("info", alias="API_LOG_LEVEL")
+    database_url: PostgresUrl = Field(alias="DATABASE_URL")
+    database_password: SecretFromFile = Field(alias="DATABASE_PASSWORD_FILE")
+    redis_cache_url: RedisUrl = Field(alias="REDIS_CACHE_URL")
+    redis_cache_password: SecretFromFile = Field(alias="REDIS_CACHE_PASSWORD_FILE")
+    redis_queue_url: RedisUrl | None = Field(None, alias="REDIS_QUEUE_URL")
+    redis_queue_password: SecretFromFile | None = Field(None, alias="REDIS_QUEUE_PASSWORD_FILE")
+
+
+class MigrationSettings(_Environ):
+    """What `compose-app migrate` needs: the owner of the schema, not the application's role."""
+
+    log_level: LogLevel = Field("info", alias="API_LOG_LEVEL")
+    database_url: PostgresUrl = Field(alias="MIGRATION_DATABASE_URL")
+    database_password: SecretFromFile = Field(alias="MIGRATION_DATABASE_PASSWORD_FILE")
+    wait_seconds: int = Field(60, alias="MIGRATION_WAIT_SECONDS", ge=1, le=600)
+    """Longest wait for the database to accept connections, and for another migration to end."""
+    seed_demo_data: bool = Field(False, alias="API_SEED_DEMO_DATA")
+
+
+def check(environ: Mapping[str, str] | None = None) -> None:
+    """Check everything the environment sets; the migration's part only if any of it is there.
+
+    Raises:
+        ConfigError: names every problem of every part at once.
+    """
+    env = os.environ if environ is None else environ
+    parts: list[type[_Environ]] = [ServerSettings, Settings]
+    if any(name.startswith("MIGRATION_") and value for name, value in env.items()):
+        parts.append(MigrationSettings)
+    problems: list[str] = []
+    for part in parts:
+        try:
+            part.from_environ(env)
+        except ConfigError as error:
+            problems += [problem for problem in error.problems if problem not in problems]
+    if problems:
+        raise ConfigError(problems)

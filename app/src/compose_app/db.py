@@ -1,0 +1,124 @@
+"""PostgreSQL: one autocommit connection a worker, opened when first used, reopened by itself."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Mapping
+from typing import Any, LiteralString, TypeVar
+
+import psycopg
+from psycopg.abc import PQGen
+from psycopg.conninfo import make_conninfo
+from psycopg.rows import DictRow, dict_row
+
+from compose_app import metrics
+from compose_app.dependencies import FailFast
+
+CONNECT_TIMEOUT = 2
+"""Seconds to connect and sign in; libpq knows no less."""
+ANSWER_TIMEOUT = 2.0
+"""Seconds to wait for an answer: a server that is frozen or cut off sends none."""
+STATEMENT_TIMEOUT = 1800
+"""Milliseconds after which the server cancels a statement; the connection is then kept."""
+
+_T = TypeVar("_T")
+
+
+class _Connection(psycopg.Connection[DictRow]):
+    """A connection on which no wait is without end."""
+
+    def wait(self, gen: PQGen[_T], interval: float = 0.1, timeout: float | None = None) -> _T:
+        return super().wait(gen, interval, ANSWER_TIMEOUT if timeout is None else timeout)
+
+
+def conninfo(url: str, password: str, **options: str) -> str:
+    """A libpq connection string.
+
+    Args:
+        url: postgresql:// URL without password.
+        password: added to it.
+        options: further libpq parameters.
+    """
+    return make_conninfo(
+        url,
+        password=password,
+        connect_timeout=CONNECT_TIMEOUT,
+        keepalives_idle=5,
+        keepalives_interval=2,
+        keepalives_count=2,
+        tcp_user_timeout=3000,
+        **options,
+    )
+
+
+class Database:
+    """The worker's connection to PostgreSQL. Made before fork, connected after it."""
+
+    def __init__(self, url: str, password: str) -> None:
+        self._conninfo = conninfo(
+            url,
+            password,
+            application_name="compose-app",
+            options=f"-c statement_timeout={STATEMENT_TIMEOUT} -c timezone=UTC",
+        )
+        self._connection: _Connection | None = None
+        self._fail_fast = FailFast("database")
+
+    def query(
+        self, statement: LiteralString, parameters: Mapping[str, Any] | None = None
+    ) -> list[DictRow]:
+        """Run one statement in a transaction of its own and return its rows.
+
+        A statement that fails for want of an answer may have taken effect.
+
+        Raises:
+            compose_app.dependencies.Unavailable: within 2 s, when the server does not answer.
+            psycopg.Error: the statement itself is at fault, a violated constraint for example.
+        """
+        self._fail_fast.check()
+        try:
+            connection = self._connected()
+            rows = connection.execute(statement, parameters, prepare=True).fetchall()
+        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            if self._connection and not isinstance(error, psycopg.errors.QueryCanceled):
+                self.close()
+            raise self._fail_fast.failed(error) from error
+        self._fail_fast.succeeded()
+        return rows
+
+    def _connected(self) -> _Connection:
+        connection = self._connection
+        if connection is not None:
+            if not _hung_up(connection):
+                return connection
+            self.close()
+        connection = _Connection.connect(self._conninfo, autocommit=True, row_factory=dict_row)
+        self._connection = connection
+        metrics.DB_CONNECTIONS.set(1)
+        return connection
+
+    def close(self) -> None:
+        """Close the connection; the next query opens another."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+            metrics.DB_CONNECTIONS.set(0)
+
+
+def _hung_up(connection: _Connection) -> bool:
+    """Whether the server has closed an idle connection; costs one poll(2).
+
+    Seen before a statement is sent, it can be sent on a new connection without the risk of
+    running it twice.
+    """
+    if connection.closed:
+        return True
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN | select.POLLHUP | select.POLLERR)
+    if not poll.poll(0):
+        return False
+    try:
+        connection.pgconn.consume_input()
+    except psycopg.OperationalError:
+        return True
+    return False

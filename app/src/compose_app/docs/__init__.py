@@ -1,0 +1,1 @@
+"""Docs: the OpenAPI document and a page that shows it."""

@@ -1,0 +1,106 @@
+"""gunicorn's configuration.
+
+`gunicorn -c python:compose_app.gunicorn_conf 'compose_app:create_app()'`
+
+Names without underscore are gunicorn's settings (seconds where they are times) and hooks.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from compose_app import config as _config
+from compose_app import logging as _logging
+from compose_app import sockets as _sockets
+
+if TYPE_CHECKING:
+    from gunicorn.arbiter import Arbiter
+    from gunicorn.workers.base import Worker
+
+
+def _settings() -> _config.ServerSettings:
+    try:
+        _config.check()
+        return _config.ServerSettings.from_environ()
+    except _config.ConfigError as error:
+        for problem in error.problems:
+            print(f"compose-app: {problem}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _claim(settings: _config.ServerSettings) -> tuple[int, int]:
+    try:
+        return _sockets.claim(settings.sockets, settings.scale)
+    except (_sockets.NoFreeIndex, OSError) as error:
+        print(f"compose-app: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _empty_metrics_dir(settings: _config.ServerSettings) -> None:
+    """Values of an earlier run would be added to this one's."""
+    settings.metrics_dir.mkdir(parents=True, exist_ok=True)
+    for file in settings.metrics_dir.glob("*.db"):
+        file.unlink()
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(settings.metrics_dir)
+
+
+_log = logging.getLogger("gunicorn.error")
+_server = _settings()
+_empty_metrics_dir(_server)
+_logging.configure(_server.log_level)
+_index, _lock = _claim(_server)
+_socket = _sockets.path(_server.sockets, _index)
+
+bind = [f"unix:{_socket}"]
+umask = 0o007
+backlog = 512
+workers = _server.workers
+worker_class = "sync"
+worker_tmp_dir = str(_server.worker_tmp_dir)
+timeout = 30
+graceful_timeout = 25
+limit_request_line = 8190
+accesslog = None
+loglevel = _server.log_level
+logconfig_dict = _logging.stdlib_config(_server.log_level)
+control_socket_disable = True
+reload = _server.reload
+preload_app = not _server.reload
+
+
+def when_ready(_server_: Arbiter) -> None:
+    """Record the socket for the health check and open the metrics listener."""
+    (_server.run_dir / _sockets.RECORD).write_text(str(_socket), encoding="utf-8")
+    if _server.metrics_port:
+        from compose_app import metrics_server
+
+        try:
+            address = metrics_server.start(_server.metrics_port, _server.metrics_subnet)
+        except OSError as error:
+            _log.error("metrics listener not started: %s", error)
+        else:
+            _log.info("metrics at http://%s/metrics", address)
+
+
+def post_fork(_server_: Arbiter, _worker: Worker) -> None:
+    """Under reload, make the worker import afresh what the master has imported before."""
+    if reload:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "compose_app"]:
+            if name != __name__:
+                del sys.modules[name]
+
+
+def worker_exit(_server_: Arbiter, worker: Worker) -> None:
+    """Sign off from PostgreSQL and Redis."""
+    for close in getattr(worker.wsgi, "extensions", {}).get("compose_app.close", ()):
+        close()
+
+
+def child_exit(_server_: Arbiter, worker: Worker) -> None:
+    """Take a dead worker out of the gauges."""
+    from prometheus_client.multiprocess import mark_process_dead
+
+    mark_process_dead(worker.pid)

@@ -1,0 +1,1 @@
+"""Items: rows in PostgreSQL."""
