@@ -88,8 +88,8 @@ def explained(action: str) -> Iterator[None]:
         yield
     except OSError as error:
         remedy = _REMEDIES.get(error.errno or 0, "nothing live was replaced")
-        where = f" {error.filename}" if error.filename else ""
-        raise TreeError(f"cannot {action}:{where}: {error.strerror}; {remedy}") from error
+        where = f"{error.filename}: " if error.filename else ""
+        raise TreeError(f"cannot {action}: {where}{error.strerror}; {remedy}") from error
 
 
 # --- values -----------------------------------------------------------------------------------
@@ -225,18 +225,12 @@ def mask(text: str, secrets: Iterable[str]) -> str:
 
 def mask_previous(before: str, after: str, secrets: Sequence[str]) -> str:
     """Mask in an old text also what stands where the new text has a secret: its former value."""
-    templates = {mask(line, secrets) for line in after.splitlines()}
-    patterns = [
-        (
-            re.compile("^" + ".*".join(map(re.escape, template.split(MASK))) + "$", re.MULTILINE),
-            template,
-        )
-        for template in templates
-        if MASK in template
-    ]
     before = mask(before, secrets)
-    for pattern, template in patterns:
-        before = pattern.sub(template.replace("\\", r"\\"), before)
+    for line in {mask(line, secrets) for line in after.splitlines()}:
+        if MASK in line:
+            pattern = ".*".join(re.escape(part) for part in line.split(MASK))
+            former = re.compile(f"^{pattern}$", re.MULTILINE)
+            before = former.sub(line.replace("\\", r"\\"), before)
     return before
 
 
