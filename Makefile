@@ -15,8 +15,13 @@ RENEW ?=
 
 VENV := $(CURDIR)/.venv
 export PATH := $(VENV)/bin:$(PATH)
+# A typo in an inventory stops the run, where Ansible would warn and go on without the hosts.
+export ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED := True
 
 inventory = $(if $(wildcard inventories/$(INVENTORY)/),inventories/$(INVENTORY),$(INVENTORY))
+ifeq ($(wildcard $(inventory)),)
+  $(error There is no inventory `$(INVENTORY)`; there are: $(notdir $(patsubst %/,%,$(wildcard inventories/*/))))
+endif
 playbook = ansible-playbook --inventory $(inventory) $(ARGS)
 compose = python scripts/compose.py --inventory $(inventory)
 
@@ -25,7 +30,7 @@ help:
 	@awk 'BEGIN {FS = ":.*## "} \
 	  /^##@/ {printf "\n%s\n", substr($$0, 5)} \
 	  /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
-	@printf '\nINVENTORY=%s (of: %s); ARGS=... goes to ansible-playbook.\n' '$(INVENTORY)' "$$(ls inventories | paste -sd ' ')"
+	@printf '\nINVENTORY=%s (of: %s); ARGS=... goes to ansible-playbook.\n' '$(INVENTORY)' '$(notdir $(patsubst %/,%,$(wildcard inventories/*/)))'
 
 ##@ Deploy
 .PHONY: up

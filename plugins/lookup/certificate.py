@@ -46,7 +46,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ansible.errors import AnsibleError
-from ansible.module_utils.certificates import Pair, Unusable, describe, load_chain, load_key
+from ansible.module_utils.certificates import Pair, UnusableError, describe, load_chain, load_key
 from ansible.plugins.lookup import LookupBase
 
 
@@ -56,14 +56,14 @@ class LookupModule(LookupBase):
     ) -> list[dict[str, Any]]:
         self.set_options(var_options=variables, direct=kwargs)
         if len(terms) != 2:
-            raise AnsibleError("the certificate lookup takes two paths: certificate and private key")
+            raise AnsibleError("the certificate lookup takes two paths: certificate, private key")
         problems: list[str] = []
         certificate: dict[str, Any] = {}
         chain = key = None
         for path, load in zip(terms, (load_chain, load_key), strict=True):
             try:
                 loaded: Any = load(self._read(path, variables))
-            except (Unusable, AnsibleError) as error:
+            except (UnusableError, AnsibleError) as error:
                 problems.append(f"{path} {error}")
                 continue
             if load is load_chain:
@@ -80,10 +80,10 @@ class LookupModule(LookupBase):
     def _read(self, path: str, variables: dict[str, Any] | None) -> bytes:
         found = self.find_file_in_search_path(variables, "files", path, ignore_missing=True)
         if not found:
-            raise Unusable("does not exist on the controller")
+            raise UnusableError("does not exist on the controller")
         try:
             content: str = self._loader.get_text_file_contents(found)
-        except Exception as error:  # noqa: BLE001 - unreadable, undecryptable or not text
+        except Exception as error:  # unreadable, not decryptable or not text
             cause = error.__cause__ or error
-            raise Unusable(f"cannot be read on the controller ({cause})") from error
+            raise UnusableError(f"cannot be read on the controller ({cause})") from error
         return content.encode()

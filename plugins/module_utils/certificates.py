@@ -20,13 +20,11 @@ from cryptography.x509.oid import AuthorityInformationAccessOID
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_PEM = re.compile(
-    rb"-----BEGIN CERTIFICATE-----\s.*?-----END CERTIFICATE-----", re.DOTALL
-)
+_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----\s.*?-----END CERTIFICATE-----", re.DOTALL)
 _SMALLEST_RSA = 2048  # below it nginx's OpenSSL refuses the key
 
 
-class Unusable(Exception):
+class UnusableError(Exception):
     """A file that does not hold what it should."""
 
 
@@ -35,9 +33,9 @@ def load_chain(pem: bytes) -> list[x509.Certificate]:
     try:
         chain = [x509.load_pem_x509_certificate(match) for match in _PEM.findall(pem)]
     except ValueError as error:
-        raise Unusable(f"holds a certificate that cannot be parsed ({error})") from error
+        raise UnusableError(f"holds a certificate that cannot be parsed ({error})") from error
     if not chain:
-        raise Unusable("holds no certificate in PEM form")
+        raise UnusableError("holds no certificate in PEM form")
     return chain
 
 
@@ -46,9 +44,9 @@ def load_key(pem: bytes) -> Any:
     try:
         return serialization.load_pem_private_key(pem, password=None)
     except TypeError as error:
-        raise Unusable("is protected by a passphrase, which nginx cannot ask for") from error
-    except Exception as error:  # noqa: BLE001 - OpenSSL's errors have no common base
-        raise Unusable("holds no private key in PEM form") from error
+        raise UnusableError("is protected by a passphrase, which nginx cannot ask for") from error
+    except Exception as error:  # OpenSSL's errors have no common base
+        raise UnusableError("holds no private key in PEM form") from error
 
 
 def fits(certificate: x509.Certificate, key: Any) -> bool:
@@ -139,7 +137,8 @@ def permits(authority: x509.Certificate, name: str) -> bool:
     host = name.lower().removeprefix("*.")
     for subtree in constraints.permitted_subtrees:
         if address is None and isinstance(subtree, x509.DNSName):
-            if host == subtree.value or host.endswith(f".{subtree.value}"):
+            base = subtree.value.lower()
+            if host == base or host.endswith(f".{base}"):
                 return True
         elif (
             address is not None
@@ -196,15 +195,14 @@ class Pair:
                 else "the private key does not belong to the certificate"
             )
         if isinstance(self.key, rsa.RSAPrivateKey) and self.key.key_size < _SMALLEST_RSA:
-            found.append(
-                f"the RSA key has {self.key.key_size} bits; {_SMALLEST_RSA} are the least"
-            )
+            found.append(f"the RSA key has {self.key.key_size} bits; {_SMALLEST_RSA} are the least")
         for position, certificate in enumerate(self.chain):
-            which = "the certificate" if position == 0 else f"certificate {position + 1} of the chain"
-            if ends(certificate) <= now:
-                found.append(f"{which} expired on {ends(certificate):%Y-%m-%d %H:%M} UTC")
-            elif starts(certificate) > now + timedelta(minutes=5):
-                found.append(f"{which} is not valid before {starts(certificate):%Y-%m-%d %H:%M} UTC")
+            which = f"certificate {position + 1} of the chain" if position else "the certificate"
+            start, end = starts(certificate), ends(certificate)
+            if end <= now:
+                found.append(f"{which} expired on {end:%Y-%m-%d %H:%M} UTC")
+            elif start > now + timedelta(minutes=5):
+                found.append(f"{which} is not valid before {start:%Y-%m-%d %H:%M} UTC")
         for position, (certificate, issuer) in enumerate(
             zip(self.chain, self.chain[1:], strict=False), start=1
         ):

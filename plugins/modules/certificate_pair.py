@@ -99,7 +99,7 @@ from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 try:
     from ansible.module_utils.certificates import (
         Pair,
-        Unusable,
+        UnusableError,
         describe,
         ends,
         fits,
@@ -132,7 +132,8 @@ class Store:
     def own(self, path: Path, mode: int, owner: int) -> None:
         """Set owner and mode where they differ."""
         status = path.stat()
-        if stat.S_IMODE(status.st_mode) == mode and (status.st_uid, status.st_gid) == (owner, owner):
+        found = (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid)
+        if found == (mode, owner, owner):
             return
         self.notes.append(f"{path.relative_to(self.path.parent)}: owner and mode repaired")
         if not self.check_mode:
@@ -143,7 +144,7 @@ class Store:
         """Make the directories; repair owners and modes."""
         for directory, mode in ((self.path, 0o700), (self.authority, 0o700), (self.live, 0o755)):
             if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
-                raise Unusable(f"{directory} is not a directory: move it away")
+                raise UnusableError(f"{directory} is not a directory: move it away")
             if directory.exists():
                 self.own(directory, mode, 0)
                 continue
@@ -163,7 +164,7 @@ class Store:
         chain = self.live / "fullchain.pem"
         key = self.live / "privkey.pem"
         if not chain.is_file() or not key.is_file():
-            raise Unusable("there is none yet")
+            raise UnusableError("there is none yet")
         return Pair(load_chain(chain.read_bytes()), load_key(key.read_bytes()))
 
     def ca(self) -> Pair:
@@ -171,7 +172,7 @@ class Store:
         certificate = self.authority / "ca.pem"
         key = self.authority / "ca.key"
         if not certificate.is_file() or not key.is_file():
-            raise Unusable("there is none yet")
+            raise UnusableError("there is none yet")
         return Pair(load_chain(certificate.read_bytes()), load_key(key.read_bytes()))
 
     def installed(self, name: str) -> str | None:
@@ -233,7 +234,7 @@ def authority_reasons(store: Store, names: list[str], now: datetime, days: int) 
     """Why the local authority cannot sign for these names."""
     try:
         ca = store.ca()
-    except Unusable as error:
+    except UnusableError as error:
         return [f"local authority: {error}"]
     found = []
     if not fits(ca.leaf, ca.key):
@@ -249,7 +250,7 @@ def authority_reasons(store: Store, names: list[str], now: datetime, days: int) 
 def reasons(store: Store, pair: Pair, params: dict[str, Any], now: datetime) -> list[str]:
     """Why a new certificate is due."""
     names: list[str] = params["names"]
-    found = pair.problems(names, now)
+    found: list[str] = pair.problems(names, now)
     left = ends(pair.leaf) - now
     if timedelta(0) < left < timedelta(days=params["renew_days"]):
         found.append(f"the certificate ends on {ends(pair.leaf):%Y-%m-%d}")
@@ -260,7 +261,7 @@ def reasons(store: Store, pair: Pair, params: dict[str, Any], now: datetime) -> 
         try:
             if not issued_by(pair.leaf, store.ca().leaf):
                 found.append("the certificate was not issued by the local authority")
-        except Unusable:
+        except UnusableError:
             pass  # authority_reasons says it
     if params["renew"]:
         found.append("a renewal was asked for")
@@ -289,7 +290,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         pair = store.pair()
         before = describe(pair.leaf)
         due = reasons(store, pair, params, now)
-    except Unusable as error:
+    except UnusableError as error:
         due = [f"certificate: {error}"]
     due = due_authority + due
 
@@ -303,11 +304,11 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         if params["authority"]:
             contents["ca.pem"] = (store.authority / "ca.pem").read_text()
         offered = Pair(
-            load_chain(contents["fullchain.pem"].encode()), load_key(contents["privkey.pem"].encode())
+            load_chain(params["certificate"].encode()), load_key(params["private_key"].encode())
         )
         problems = offered.problems(params["names"], now)
         if problems:
-            raise Unusable(f"The certificate was not installed: {'; '.join(problems)}")
+            raise UnusableError(f"The certificate was not installed: {'; '.join(problems)}")
         after = describe(offered.leaf)
         if any(store.installed(name) != contents.get(name) for name in _NAMES):
             changed = True
@@ -346,12 +347,10 @@ def main() -> None:
         supports_check_mode=True,
     )
     if LIBRARY_ERROR is not None:
-        module.fail_json(
-            msg=missing_required_lib("cryptography >= 38"), exception=LIBRARY_ERROR
-        )
+        module.fail_json(msg=missing_required_lib("cryptography >= 38"), exception=LIBRARY_ERROR)
     try:
         result = run(module)
-    except Unusable as error:
+    except UnusableError as error:
         module.fail_json(msg=f"{error}.")
     except OSError as error:
         module.fail_json(msg=f"Cannot keep certificates in {module.params['path']}: {error}.")

@@ -8,7 +8,7 @@ module: secret_files
 short_description: Keep one file per secret in a private directory
 description:
   - Generates each named secret once, on the target, and leaves it alone afterwards.
-  - A value given in O(values), for instance from Ansible Vault, takes the place of the generated one.
+  - A value given in O(values), for instance from Ansible Vault, takes the generated one's place.
   - Handles every secret in one module execution, and never returns or shows a value.
   - Files are written to a temporary name, synchronised to disk and renamed, so that a reader or a
     power failure meets the old content or the new one.
@@ -95,7 +95,7 @@ _FILE_MODE = 0o444
 _KEY_MODE = 0o400
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """What was given, or what was found, cannot be used."""
 
 
@@ -130,7 +130,7 @@ def read(path: Path) -> bytes | None:
     except FileNotFoundError:
         return None
     if not stat.S_ISREG(status.st_mode):
-        raise Refused(f"{path} is not a regular file: move it away")
+        raise RefusedError(f"{path} is not a regular file: move it away")
     # A crash of the host can leave an empty file behind where the file system did not keep order.
     return path.read_bytes() or None
 
@@ -175,11 +175,14 @@ class SecretFiles:
         status = path.lstat()
         wanted = (os.geteuid(), os.getegid())
         if (status.st_uid, status.st_gid) != wanted:
-            self.repaired.append(f"{path.name}: owner {status.st_uid}:{status.st_gid}")
+            self.repaired.append(
+                f"{path.name}: owner repaired, was {status.st_uid}:{status.st_gid}"
+            )
             if not self.check_mode:
                 os.chown(path, *wanted, follow_symlinks=False)
-        if stat.S_IMODE(status.st_mode) != mode:
-            self.repaired.append(f"{path.name}: mode {stat.S_IMODE(status.st_mode):04o}")
+        mode_found = stat.S_IMODE(status.st_mode)
+        if mode_found != mode:
+            self.repaired.append(f"{path.name}: mode repaired, was {mode_found:04o}")
             if not self.check_mode:
                 path.chmod(mode)
 
@@ -190,13 +193,13 @@ class SecretFiles:
         except FileNotFoundError:
             status = None
         if status is None:
-            self.repaired.append(f"{self.directory.name}: created")
+            self.repaired.append(f"{self.directory.name}: directory created")
             if self.check_mode:
                 return
             self.directory.mkdir(parents=True, exist_ok=True)
             self.directory.chmod(_DIRECTORY_MODE)
         elif not stat.S_ISDIR(status.st_mode):
-            raise Refused(f"{self.directory} is not a directory: move it away")
+            raise RefusedError(f"{self.directory} is not a directory: move it away")
         else:
             self.repair(self.directory, _DIRECTORY_MODE)
         path = self.directory / _VERSION_KEY
@@ -213,7 +216,7 @@ class SecretFiles:
         content = read(path)
         if content is not None and value is None:
             if content.strip() != content or b"\0" in content:
-                raise Refused(
+                raise RefusedError(
                     f"{path} begins or ends with a blank or line break, or holds NUL: write it "
                     f"without (printf %s), or delete it to have a new one generated"
                 )
@@ -251,7 +254,7 @@ class SecretFiles:
 
     def diff(self) -> dict[str, str]:
         after = [f"{name}: {action}" for name, action in sorted(self.actions.items())]
-        after += [f"{note} -> repaired" if ": created" not in note else note for note in self.repaired]
+        after += self.repaired
         return {
             "before_header": str(self.directory),
             "after_header": str(self.directory),
@@ -281,7 +284,7 @@ def main() -> None:
         for name in names:
             files.ensure(name, values.get(name))
         unused = files.unused(names)
-    except Refused as refusal:
+    except RefusedError as refusal:
         module.fail_json(msg=f"{refusal}.")
     except OSError as error:
         module.fail_json(msg=f"Cannot keep secrets in {files.directory}: {error}.")
