@@ -1,0 +1,676 @@
+#!/usr/bin/python
+"""Ansible module: look a host over before anything on it is changed."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: preflight
+short_description: Look a host over before anything on it is changed
+description:
+  - Gathers, in one execution, every problem that would stop a deployment, and the facts its roles
+    need, so that they need no probes of their own.
+  - Changes nothing, and needs neither Docker nor root, though root lets it see more.
+  - Called through the action plugin of the same name, which checks variables first and turns the
+    problems of both into one message.
+options:
+  stack_dir:
+    description: Directory the stack is rendered to.
+    type: str
+    default: ''
+  stack_project:
+    description: Compose project name.
+    type: str
+    default: ''
+  stack_entries:
+    description: Names that a directory of ours may hold; any one of them marks it as ours.
+    type: list
+    elements: str
+    default: []
+  ports:
+    description: Ports that are going to be published.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      variable:
+        description: Variable that sets the port, to name it in the message.
+        type: str
+        required: true
+      port:
+        description: TCP port.
+        type: int
+        required: true
+      address:
+        description: Address of the host to publish on.
+        type: str
+        default: 0.0.0.0
+  postgres_major:
+    description: Major version of the PostgreSQL that is going to run; 0 skips the check.
+    type: int
+    default: 0
+  postgres_data_dir:
+    description: Directory of the database, when it is not a volume.
+    type: str
+    default: ''
+  postgres_volume:
+    description: Volume of the database.
+    type: str
+    default: ''
+  distributions:
+    description: Supported distributions, as C(id-version) of os-release.
+    type: list
+    elements: str
+    default: []
+  architectures:
+    description: Supported machine names as of C(uname -m).
+    type: list
+    elements: str
+    default: []
+  python_min:
+    description: Lowest Python version on the host.
+    type: str
+    default: ''
+  engine_min:
+    description: Lowest Docker Engine version.
+    type: str
+    default: ''
+  compose_min:
+    description: Lowest Compose plugin version.
+    type: str
+    default: ''
+  memory_mb:
+    description: Memory the host must have, in MiB.
+    type: int
+    default: 0
+  disk_stack_mb:
+    description: Space that must be free for O(stack_dir), in MiB.
+    type: int
+    default: 0
+  disk_docker_mb:
+    description: Space that must be free for Docker's data, in MiB.
+    type: int
+    default: 0
+  disk_images_mb:
+    description: Further space for Docker's data as long as the project has no container, in MiB.
+    type: int
+    default: 0
+  clock_skew_seconds:
+    description: Difference allowed between the clocks of the controller and the host.
+    type: int
+    default: 300
+  controller_time:
+    description: The controller's clock, in seconds since 1970; 0 skips the check.
+    type: float
+    default: 0
+  daemon_options:
+    description: What daemon.json must hold; a value of null stands for a key that must be absent.
+    type: dict
+    default: {}
+  packages:
+    description:
+      - Packages other roles need, with what shows that one is not missing. RV(facts.packages_missing)
+        lists the others.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: Package.
+        type: str
+        required: true
+      command:
+        description: Program on PATH.
+        type: str
+      python:
+        description: Module that this Python finds.
+        type: str
+      path:
+        description: File that exists.
+        type: str
+  become_error:
+    description: Why becoming root failed, when it did.
+    type: str
+    default: ''
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+"""
+
+EXAMPLES = r"""
+- name: Look the host over
+  preflight:
+"""
+
+RETURN = r"""
+problems:
+  description: What is in the way, each with C(cause) and C(remedy).
+  type: list
+  elements: dict
+  returned: always
+facts:
+  description: What the host is like.
+  type: dict
+  returned: always
+"""
+
+import errno
+import importlib.util
+import os
+import platform
+import pwd
+import re
+import shutil
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.docker_host import (
+    DAEMON_JSON,
+    DATA_ROOT,
+    Engine,
+    EngineError,
+    docker_facts,
+    merge_daemon_options,
+    version_tuple,
+)
+
+CA_BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
+DEBIAN_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+SYSTEM_DIRECTORIES = frozenset(
+    "/ /bin /boot /dev /etc /home /lib /media /mnt /opt /proc /root /run /sbin /srv /sys /tmp /usr"
+    " /usr/local /var /var/lib /var/tmp".split()
+)
+PROJECT_LABEL = "com.docker.compose.project"
+
+
+class Preflight:
+    """Collects problems and facts."""
+
+    def __init__(self, params: dict[str, Any]) -> None:
+        self.params = params
+        self.problems: list[dict[str, str]] = []
+        self.facts: dict[str, Any] = {}
+        self.containers: list[dict[str, Any]] = []
+        self.volume_path = ""
+        self.root = os.geteuid() == 0
+
+    def problem(self, cause: str, remedy: str) -> None:
+        self.problems.append({"cause": cause, "remedy": remedy})
+
+    def run(self) -> None:
+        self.check_system()
+        self.check_privileges()
+        self.check_clock()
+        self.check_docker()
+        self.check_project()
+        self.check_ports()
+        self.check_disk()
+        self.check_postgres()
+        self.find_packages()
+        self.find_slot()
+
+    # The host itself
+
+    def check_system(self) -> None:
+        release = os_release()
+        machine = platform.machine()
+        status = dict(re.findall(r"^(\w+):\s+(\d+)", read("/proc/meminfo"), re.MULTILINE))
+        memory_mb = int(status.get("MemTotal", 0)) // 1024
+        self.facts.update(
+            distribution=release.get("ID", ""),
+            distribution_version=release.get("VERSION_ID", ""),
+            codename=release.get("VERSION_CODENAME", ""),
+            distribution_name=release.get("PRETTY_NAME", ""),
+            architecture=machine,
+            debian_architecture=DEBIAN_ARCHITECTURES.get(machine, machine),
+            kernel=platform.release(),
+            hostname=socket.gethostname(),
+            cores=len(os.sched_getaffinity(0)),
+            memory_mb=memory_mb,
+            python={"version": platform.python_version(), "executable": sys.executable},
+            service_manager="systemd" if Path("/run/systemd/system").is_dir() else "none",
+            ca_bundle=next((path for path in CA_BUNDLES if Path(path).exists()), None),
+            time=int(time.time()),
+        )
+        name = "{distribution}-{distribution_version}".format(**self.facts).rstrip("-")
+        supported = self.params["distributions"]
+        if supported and name not in supported:
+            self.problem(
+                f"The host runs {release.get('PRETTY_NAME', name)}, which is not supported.",
+                f"Use one of {', '.join(supported)}; or, at your own risk and with Docker Engine "
+                f"and Compose already installed, add '{name}' to preflight_distributions.",
+            )
+        architectures = self.params["architectures"]
+        if architectures and machine not in architectures:
+            self.problem(
+                f"The host's architecture is {machine}.", f"Use {' or '.join(architectures)}."
+            )
+        minimum = self.params["python_min"]
+        if sys.version_info[:2] < version_tuple(minimum)[:2]:
+            self.problem(
+                f"Ansible uses Python {platform.python_version()} ({sys.executable}) on the host.",
+                f"Point ansible_python_interpreter at Python {minimum} or newer.",
+            )
+        if memory_mb < self.params["memory_mb"]:
+            self.problem(
+                f"The host has {memory_mb} MiB of memory, {self.params['memory_mb']} MiB are needed.",
+                "Give it more memory; or lower preflight_memory_mb together with the services' "
+                "*_memory_mb.",
+            )
+
+    def check_privileges(self) -> None:
+        user = pwd.getpwuid(os.geteuid()).pw_name
+        self.facts.update(user=user, root=self.root)
+        if self.root:
+            return
+        error = self.params["become_error"].strip()
+        if shutil.which("sudo") is None:
+            cause = f"User '{user}' is not root, and there is no sudo on the host."
+            remedy = "Connect as root (ansible_user: root), or install sudo and allow the user to use it."
+        else:
+            cause = f"User '{user}' cannot become root" + (f": {error}" if error else ".")
+            remedy = (
+                "Give the password with --ask-become-pass (-K) or ansible_become_password; or allow "
+                f"it without one: echo '{user} ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/{user}; or "
+                "connect as root."
+            )
+        self.problem(cause, remedy)
+
+    def check_clock(self) -> None:
+        reference = self.params["controller_time"]
+        if not reference:
+            return
+        skew = time.time() - reference
+        if abs(skew) > self.params["clock_skew_seconds"]:
+            self.problem(
+                f"The host's clock is {abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the "
+                "controller's: certificates would look expired or not valid yet.",
+                "Set the clock and keep it right: apt-get install systemd-timesyncd, then "
+                "timedatectl set-ntp true.",
+            )
+
+    # Docker
+
+    def check_docker(self) -> None:
+        docker = docker_facts()
+        self.facts["docker"] = docker
+        merged = merge_daemon_options(docker["daemon_options"] or {}, self.params["daemon_options"])
+        docker["daemon_options_current"] = (
+            not docker["daemon_options_error"] and merged == (docker["daemon_options"] or {})
+        )
+        if docker["daemon_options_error"]:
+            self.problem(
+                f"{DAEMON_JSON} cannot be used: {docker['daemon_options_error']}.",
+                f"Repair it (dockerd --validate --config-file {DAEMON_JSON} names the place), or "
+                "move it away.",
+            )
+        if docker["state"] == "unreachable" and (self.root or "permission" not in docker["reason"]):
+            self.problem(
+                f"Docker is installed but cannot be used: {docker['reason']}.",
+                "Look at its log (journalctl -u docker -n 50, or /var/log/dockerd.log) and restart "
+                "it (systemctl restart docker); its data is kept.",
+            )
+        self.check_version("Docker Engine", docker["version"], "engine_min")
+        self.check_version("Compose", docker["compose_version"], "compose_min")
+        docker["ready"] = bool(
+            docker["state"] == "running"
+            and docker["client"]
+            and docker["compose_version"]
+            and docker["buildx_version"]
+        )
+        if docker["state"] != "running":
+            return
+        engine = Engine()
+        try:
+            self.containers = engine.get("/containers/json", all="true") or []
+            if self.params["postgres_volume"]:
+                volume = engine.get(f"/volumes/{self.params['postgres_volume']}") or {}
+                self.volume_path = volume.get("Mountpoint", "")
+        except (OSError, EngineError, ValueError) as error:
+            self.problem(f"Docker does not answer properly: {error}.", "Look at its log.")
+
+    def check_version(self, what: str, version: str, minimum: str) -> None:
+        needed = self.params[minimum]
+        if version and version_tuple(version) < version_tuple(needed):
+            self.problem(
+                f"{what} {version} is too old, {needed} or newer is needed.",
+                "Upgrade it; or remove it (apt-get remove docker.io docker-compose, or what it was "
+                "installed from; images and volumes stay) and this play installs a good one.",
+            )
+
+    def check_project(self) -> None:
+        stack_dir, project = self.params["stack_dir"], self.params["stack_project"]
+        if not stack_dir:
+            return
+        if not stack_dir.startswith("/") or os.path.normpath(stack_dir) in SYSTEM_DIRECTORIES:
+            self.problem(
+                f"stack_dir is '{stack_dir}'.",
+                "Set it to an absolute path of its own, such as /opt/compose-stack.",
+            )
+            return
+        path = Path(stack_dir)
+        try:
+            entries = sorted(os.listdir(path)) if path.exists() else []
+        except NotADirectoryError:
+            self.problem(f"{path} is not a directory.", "Move it away, or set another stack_dir.")
+            entries = []
+        except OSError:
+            entries = []
+        if entries and not set(entries) & set(self.params["stack_entries"]):
+            self.problem(
+                f"{path} exists and holds something else ({', '.join(entries[:3])}"
+                f"{', ...' if len(entries) > 3 else ''}).",
+                "Move that away, or set another stack_dir.",
+            )
+        elsewhere = {
+            directory
+            for container in self.project_containers()
+            if (directory := container["Labels"].get(f"{PROJECT_LABEL}.working_dir"))
+            and os.path.realpath(directory) != os.path.realpath(stack_dir)
+        }
+        if elsewhere:
+            self.problem(
+                f"Another compose project named '{project}' has containers on this host, from "
+                f"{', '.join(sorted(elsewhere))}.",
+                f"Set another stack_project; or, if it is an old one of yours, remove its containers "
+                f"(volumes stay): docker compose -p {project} down.",
+            )
+
+    def project_containers(self) -> list[dict[str, Any]]:
+        project = self.params["stack_project"]
+        return [c for c in self.containers if (c.get("Labels") or {}).get(PROJECT_LABEL) == project]
+
+    # Ports
+
+    def check_ports(self) -> None:
+        ours = {
+            published["PublicPort"]
+            for container in self.project_containers()
+            for published in container.get("Ports") or []
+            if "PublicPort" in published
+        }
+        for entry in self.params["ports"]:
+            if entry["port"] not in ours:
+                self.check_port(entry)
+
+    def check_port(self, entry: dict[str, Any]) -> None:
+        variable, port, address = entry["variable"], entry["port"], entry["address"]
+        container = self.container_publishing(address, port)
+        if container:
+            self.port_taken(entry, f"the container {container}", "stop that container")
+            return
+        try:
+            reachable = bind(address, port)
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                self.problem(
+                    f"{address} is not an address of the host, so {variable} ({port}) cannot be "
+                    "published on it.",
+                    "Set the publish address to one of the host's own (ip -brief address), "
+                    "127.0.0.1 or 0.0.0.0.",
+                )
+            else:
+                self.problem(f"Port {port} on {address}: {error}.", f"Correct {variable}.")
+            return
+        if not reachable:
+            self.port_taken(entry, *self.owner(address, port))
+
+    def port_taken(self, entry: dict[str, Any], owner: str, stop: str) -> None:
+        self.problem(
+            f"Port {entry['port']} ({entry['variable']}) on {entry['address']} is in use by {owner}.",
+            f"{stop[0].upper()}{stop[1:]}, or set {entry['variable']} to another port.",
+        )
+
+    def container_publishing(self, address: str, port: int) -> str:
+        wildcards = {"0.0.0.0", "::"}  # noqa: S104  compared with, not bound
+        for container in self.containers:
+            for published in container.get("Ports") or []:
+                host = published.get("IP", "")
+                if published.get("PublicPort") == port and (
+                    host == address or host in wildcards or address in wildcards
+                ):
+                    return str(container["Names"][0].lstrip("/"))
+        return ""
+
+    def owner(self, address: str, port: int) -> tuple[str, str]:
+        """Return who listens on a port and how to make it stop."""
+        for inode in listening_inodes(address, port):
+            pid = process_of_inode(inode)
+            if pid is None:
+                continue
+            name = read(f"/proc/{pid}/comm").strip()
+            command = read(f"/proc/{pid}/cmdline").replace("\0", " ").strip()
+            cgroup = read(f"/proc/{pid}/cgroup")
+            text = f"{name} (PID {pid}: {command[:120]})"
+            identifier = re.search(r"docker[/-]([0-9a-f]{64})", cgroup)
+            if identifier:
+                for container in self.containers:
+                    if container["Id"] == identifier.group(1):
+                        return f"{text} in the container {container['Names'][0].lstrip('/')}", (
+                            "stop that container"
+                        )
+            unit = re.search(r"/([^/\s]+\.service)$", cgroup, re.MULTILINE)
+            if unit:
+                return f"{text}, of the unit {unit.group(1)}", (
+                    f"stop it (systemctl disable --now {unit.group(1)})"
+                )
+            return text, f"stop it (kill {pid})"
+        hint = "" if self.root else "; only root can see which"
+        return f"another process{hint}", f"find it (ss -ltnp 'sport = :{port}') and stop it"
+
+    # Disk and data
+
+    def check_disk(self) -> None:
+        docker_mb = self.params["disk_docker_mb"]
+        if not self.project_containers():
+            docker_mb += self.params["disk_images_mb"]
+        root_dir = self.facts["docker"]["root_dir"] or DATA_ROOT
+        places = [(self.params["stack_dir"], self.params["disk_stack_mb"], "stack_dir")]
+        places.append((root_dir, docker_mb, "Docker's data"))
+        filesystems: dict[int, tuple[list[str], int, Path]] = {}
+        self.facts["disk"] = {}
+        for wanted, needed, what in places:
+            if not wanted.startswith("/"):
+                continue
+            path = existing_parent(Path(wanted))
+            device = path.stat().st_dev
+            names, total, _ = filesystems.get(device, ([], 0, path))
+            filesystems[device] = ([*names, f"{what} ({wanted})"], total + needed, path)
+            self.facts["disk"][wanted] = {"free_mb": free_mb(path), "needed_mb": needed}
+        for names, needed, path in filesystems.values():
+            free = free_mb(path)
+            if free < needed:
+                self.problem(
+                    f"{free} MiB are free on the file system of {' and '.join(names)}, "
+                    f"{needed} MiB are needed.",
+                    "Free some space (docker system df shows what Docker holds, docker image prune "
+                    "removes unused images), enlarge the file system, or move the data elsewhere "
+                    "(stack_dir; data-root in docker_daemon_options).",
+                )
+
+    def check_postgres(self) -> None:
+        major = self.params["postgres_major"]
+        if not major:
+            return
+        base = self.params["postgres_data_dir"] or self.volume_path
+        if not base and self.params["postgres_volume"]:
+            root_dir = self.facts["docker"]["root_dir"] or DATA_ROOT
+            base = f"{root_dir}/volumes/{self.params['postgres_volume']}/_data"
+        if not base:
+            return
+        self.facts["postgres_data_major"] = None
+        for directory in (base, f"{base}/data", f"{base}/pgdata"):
+            found = read(f"{directory}/PG_VERSION").strip()
+            if not found:
+                continue
+            self.facts["postgres_data_major"] = found
+            if found != str(major):
+                self.problem(
+                    f"{directory} holds data of PostgreSQL {found}; the stack runs PostgreSQL "
+                    f"{major}, which would refuse it.",
+                    f"Dump it with PostgreSQL {found} (pg_dumpall), move the directory away and "
+                    "restore the dump into the new database; or point postgres_data_dir elsewhere.",
+                )
+            return
+
+    # What other roles ask about
+
+    def find_packages(self) -> None:
+        self.facts["packages_missing"] = [
+            package["name"]
+            for package in self.params["packages"]
+            if not (
+                (package["command"] and shutil.which(package["command"]))
+                or (package["python"] and importlib.util.find_spec(package["python"]))
+                or (package["path"] and Path(package["path"]).exists())
+            )
+        ]
+
+    def find_slot(self) -> None:
+        try:
+            slot = os.readlink(f"{self.params['stack_dir']}/run/sockets/active").rstrip("/")
+        except OSError:
+            slot = ""
+        self.facts["active_slot"] = slot.rsplit("/", 1)[-1] or None
+
+
+def read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def os_release() -> dict[str, str]:
+    text = read("/etc/os-release") or read("/usr/lib/os-release")
+    return {key: value.strip("\"'") for key, value in re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE)}
+
+
+def existing_parent(path: Path) -> Path:
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def free_mb(path: Path) -> int:
+    status = os.statvfs(path)
+    return int(status.f_bavail * status.f_frsize // 2**20)
+
+
+def bind(address: str, port: int) -> bool:
+    """Return whether the port is free. Nothing listens: a bound socket alone answers nobody."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        try:
+            probe.bind((address, port))
+        except PermissionError:
+            return not listening_inodes(address, port)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            return False
+    return True
+
+
+def listening_inodes(address: str, port: int) -> list[str]:
+    """Return the sockets that listen on a port and stand in the way of `address`."""
+    found = []
+    wildcards = {"0.0.0.0", "::"}  # noqa: S104  compared with, not bound
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in read(table).splitlines()[1:]:
+            fields = line.split()
+            host, _, number = fields[1].partition(":")
+            if fields[3] != "0A" or int(number, 16) != port:
+                continue
+            listener = decode_address(host)
+            if listener == address or listener in wildcards or address in wildcards:
+                found.append(fields[9])
+    return found
+
+
+def decode_address(text: str) -> str:
+    """Return the address that /proc/net/tcp spells as 32-bit words of host byte order."""
+    words = [bytes.fromhex(text[i : i + 8]) for i in range(0, len(text), 8)]
+    raw = b"".join(word[::-1] if sys.byteorder == "little" else word for word in words)
+    family = socket.AF_INET if len(raw) == 4 else socket.AF_INET6
+    return socket.inet_ntop(family, raw).removeprefix("::ffff:")
+
+
+def process_of_inode(inode: str) -> int | None:
+    wanted = f"socket:[{inode}]"
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            for descriptor in os.scandir(f"/proc/{entry}/fd"):
+                if os.readlink(descriptor.path) == wanted:
+                    return int(entry)
+        except OSError:
+            continue
+    return None
+
+
+def main() -> None:
+    text = {"type": "str", "default": ""}
+    number = {"type": "int", "default": 0}
+    texts = {"type": "list", "elements": "str", "default": []}
+    module = AnsibleModule(
+        argument_spec={
+            "stack_dir": text,
+            "stack_project": text,
+            "stack_entries": texts,
+            "ports": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "variable": {"type": "str", "required": True},
+                    "port": {"type": "int", "required": True},
+                    "address": {"type": "str", "default": "0.0.0.0"},  # noqa: S104
+                },
+            },
+            "postgres_major": number,
+            "postgres_data_dir": text,
+            "postgres_volume": text,
+            "distributions": texts,
+            "architectures": texts,
+            "python_min": text,
+            "engine_min": text,
+            "compose_min": text,
+            "memory_mb": number,
+            "disk_stack_mb": number,
+            "disk_docker_mb": number,
+            "disk_images_mb": number,
+            "clock_skew_seconds": {"type": "int", "default": 300},
+            "controller_time": {"type": "float", "default": 0},
+            "daemon_options": {"type": "dict", "default": {}},
+            "packages": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "name": {"type": "str", "required": True},
+                    "command": {"type": "str"},
+                    "python": {"type": "str"},
+                    "path": {"type": "str"},
+                },
+            },
+            "become_error": text,
+        },
+        supports_check_mode=True,
+    )
+    preflight = Preflight(module.params)
+    preflight.run()
+    module.exit_json(changed=False, problems=preflight.problems, facts=preflight.facts)
+
+
+if __name__ == "__main__":
+    main()
