@@ -108,13 +108,15 @@ def test_networks_part_the_services(rendered: Rendered) -> None:
 def test_start_order(rendered: Rendered) -> None:
     """FS-2: databases healthy, then migrations, then the API, then nginx; CS-5: by depends_on."""
     services = rendered.services
-    migrate = next(name for name in services if "migrate" in name)
-    assert services[migrate]["depends_on"]["postgres"]["condition"] == "service_healthy"
-    for slot in (name for name in services if re.fullmatch(r"api-(blue|green)", name)):
+    assert services["postgres-setup"]["depends_on"]["postgres"]["condition"] == "service_healthy"
+    for colour in ("blue", "green"):
+        slot, migrate = f"api-{colour}", f"migrate-{colour}"
+        before = services[migrate]["depends_on"]["postgres-setup"]
+        assert before["condition"] == "service_completed_successfully"
         needs = services[slot]["depends_on"]
         assert needs[migrate]["condition"] == "service_completed_successfully"
-        for redis in ("redis-cache", "redis-queue"):
-            assert needs[redis]["condition"] == "service_healthy", slot
+        for database in ("postgres", "redis-cache", "redis-queue"):
+            assert needs[database]["condition"] == "service_healthy", slot
         assert services["nginx"]["depends_on"][slot]["condition"] == "service_healthy"
 
 
