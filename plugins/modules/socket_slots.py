@@ -25,7 +25,7 @@ options:
     type: int
     required: true
   group:
-    description: Group id that may connect. The directories hand it down to the sockets.
+    description: Group id that may connect.
     type: int
     required: true
   active:
@@ -43,7 +43,7 @@ EXAMPLES = r"""
     path: /opt/compose-stack/run/sockets
     slots: [blue, green]
     owner: 10001
-    group: 101
+    group: 10001
     active: green
 """
 
@@ -65,8 +65,7 @@ import stat
 from ansible.module_utils.basic import AnsibleModule
 
 LINK = "active"
-# Set-group-id: a socket made in the directory belongs to the group that may connect to it.
-SLOT_MODE = 0o2770
+SLOT_MODE = 0o750
 
 
 def read_link(path: pathlib.Path) -> str | None:

@@ -48,7 +48,7 @@ def test_makes_the_directories_and_no_link_before_a_slot_serves(tmp_path: Path) 
     assert (answer["changed"], answer["active"]) == (True, None)
     assert not (sockets / "active").is_symlink()
     for slot in SLOTS:
-        assert stat.S_IMODE((sockets / slot).stat().st_mode) == 0o2770
+        assert stat.S_IMODE((sockets / slot).stat().st_mode) == 0o750
     assert run(sockets)["changed"] is False
 
 
@@ -73,7 +73,7 @@ def test_repairs_a_mode_that_somebody_changed(tmp_path: Path) -> None:
     run(sockets)
     (sockets / "blue").chmod(0o700)
     assert run(sockets)["changed"] is True
-    assert stat.S_IMODE((sockets / "blue").stat().st_mode) == 0o2770
+    assert stat.S_IMODE((sockets / "blue").stat().st_mode) == 0o750
 
 
 def test_refuses_a_slot_that_does_not_exist(tmp_path: Path) -> None:
