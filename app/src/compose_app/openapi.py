@@ -44,17 +44,16 @@ def _validated(model: type[_M], values: Any, part: str) -> _M:
 
 
 def _deeper_than(limit: int, value: object) -> bool:
-    level = [value]
-    for _ in range(limit + 1):
-        level = [
+    containers = [value]
+    for _ in range(limit):
+        containers = [
             child
-            for node in level
+            for node in containers
             if isinstance(node, (dict, list))
             for child in (node.values() if isinstance(node, dict) else node)
+            if isinstance(child, (dict, list))
         ]
-        if not level:
-            return False
-    return True
+    return bool(containers)
 
 
 def read_json() -> Any:
@@ -159,8 +158,12 @@ class Api(OpenAPI):
         )
 
     def generate_spec_json(self) -> None:
-        """Make the document, without the 422 that flask-openapi3 adds to every operation."""
+        """Make the document, without what flask-openapi3 adds to it unasked.
+
+        That is a 422 for every operation, and a `securitySchemes` of null.
+        """
         super().generate_spec_json()  # type: ignore[no-untyped-call]
+        del self.spec_json["components"]["securitySchemes"]
         for path in self.spec_json["paths"].values():
             for operation in path.values():
                 if "application/json" in operation["responses"]["422"].get("content", {}):

@@ -96,4 +96,4 @@ class ItemQuery(BaseModel):
     )
     cursor: Annotated[
         int, BeforeValidator(_cursor), WithJsonSchema({"type": "string", "maxLength": 64})
-    ] = Field(0, description="`next_cursor` of the page before. Opaque.")
+    ] = Field(default_factory=int, description="`next_cursor` of the page before. Opaque.")

@@ -1,0 +1,341 @@
+"""PostgreSQL and Redis for the tests: real ones, in containers made for the occasion."""
+
+from __future__ import annotations
+
+import dataclasses
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import redis
+from flask.testing import FlaskClient
+
+from compose_app import migrate
+from compose_app.app import build_app
+from compose_app.config import MigrationSettings, Settings
+from compose_app.openapi import Api
+
+OWNER, APP, CACHE = "owner-password", "app-password", "cache-password"
+SRC = Path(__file__).parents[1] / "src"
+
+_POSTGRES = f"""
+set -e
+[ -s "$PGDATA/PG_VERSION" ] || initdb --username=postgres --auth-local=trust \
+  --auth-host=scram-sha-256 --locale-provider=builtin --builtin-locale=C.UTF-8 --encoding=UTF8 \
+  >/dev/null
+grep -q 'host all' "$PGDATA/pg_hba.conf.done" 2>/dev/null || {{
+  echo 'host all all all scram-sha-256' >> "$PGDATA/pg_hba.conf"
+  echo 'host all' > "$PGDATA/pg_hba.conf.done"
+  pg_ctl start -w -s -o "-c unix_socket_directories=/tmp -c listen_addresses=''"
+  psql -q -h /tmp -U postgres -v ON_ERROR_STOP=1 <<'SQL'
+CREATE ROLE app_owner LOGIN PASSWORD '{OWNER}';
+CREATE ROLE app LOGIN PASSWORD '{APP}';
+CREATE DATABASE app OWNER app_owner;
+\\connect app
+ALTER SCHEMA public OWNER TO app_owner;
+GRANT USAGE ON SCHEMA public TO app;
+ALTER DEFAULT PRIVILEGES FOR ROLE app_owner IN SCHEMA public
+  GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO app;
+SQL
+  pg_ctl stop -w -s -m fast
+}}
+exec postgres -c unix_socket_directories=/tmp -c listen_addresses='*' -c fsync=off \
+  -c shared_buffers=32MB
+"""
+_REDIS = f"""exec redis-server - <<'EOF'
+port 6379
+save ""
+appendonly no
+protected-mode no
+user default off
+user app on >{CACHE} ~* &* +@all
+EOF"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(what: str, probe: Callable[[], bool], seconds: float = 30) -> None:
+    """Poll until `probe` is true; exceptions count as false."""
+    deadline = time.monotonic() + seconds
+    last: object = None
+    while time.monotonic() < deadline:
+        try:
+            if probe():
+                return
+        except Exception as error:
+            last = error
+        time.sleep(0.05)
+    pytest.fail(f"{what} did not happen within {seconds} s: {last}")
+
+
+def _image(name: str) -> str:
+    if image := os.environ.get(f"STACK_IMAGE_{name.upper()}"):
+        return image
+    listed = subprocess.run(
+        ["docker", "image", "ls", "--format", "{{.Repository}}:{{.Tag}}", f"compose-stack/{name}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    images = listed.stdout.split()
+    if not images:
+        pytest.exit(
+            f"No image for {name}: set STACK_IMAGE_{name.upper()}, or build compose-stack/{name} "
+            f"with `make up` first. {listed.stderr.strip()}",
+            returncode=3,
+        )
+    return images[0]
+
+
+class Container:
+    """A container of ours on a loopback port, which tests may stop, freeze and start again."""
+
+    def __init__(self, name: str, user: str, port: int, script: str, *options: str) -> None:
+        self.port = free_port()
+        self.name = f"compose-app-test-{name}-{uuid.uuid4().hex[:8]}"
+        self._docker(
+            *("run", "--detach", "--name", self.name, "--user", user),
+            *("--publish", f"127.0.0.1:{self.port}:{port}", "--memory", "512m", *options),
+            *("--entrypoint", "/bin/sh", _image(name), "-c", script),
+        )
+
+    def _docker(self, *args: str) -> None:
+        done = subprocess.run(["docker", *args], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"docker {' '.join(args)}: {done.stderr}"
+
+    def pause(self) -> None:
+        self._docker("pause", self.name)
+
+    def unpause(self) -> None:
+        self._docker("unpause", self.name)
+
+    def stop(self) -> None:
+        self._docker("stop", "--time", "10", self.name)
+
+    def start(self) -> None:
+        self._docker("start", self.name)
+
+    def remove(self) -> None:
+        self._docker("rm", "--force", "--volumes", self.name)
+
+
+@dataclasses.dataclass
+class Backends:
+    """Both services and the environment that leads to them."""
+
+    postgres: Container
+    cache: Container
+    environ: dict[str, str]
+
+    def connect(self, role: str = "app_owner", password: str = OWNER) -> psycopg.Connection[Any]:
+        return psycopg.connect(
+            host="127.0.0.1",
+            port=self.postgres.port,
+            user=role,
+            password=password,
+            dbname="app",
+            autocommit=True,
+            connect_timeout=2,
+        )
+
+    def client(self) -> redis.Redis:
+        return redis.Redis(
+            port=self.cache.port, username="app", password=CACHE, socket_timeout=2, protocol=2
+        )
+
+    def wait(self) -> None:
+        wait_for("PostgreSQL", lambda: self.connect().execute("SELECT 1").fetchone() == (1,), 60)
+        wait_for("Redis", lambda: bool(self.client().ping()))
+
+
+def _backends(secrets: Path) -> Iterator[Backends]:
+    for name, secret in (("owner", OWNER), ("app", APP), ("cache", CACHE)):
+        (secrets / name).write_text(secret)
+    containers: list[Container] = []
+    try:
+        data = "/var/lib/postgresql/data/db"
+        containers.append(
+            Container("postgres", "70:70", 5432, _POSTGRES, "--env", f"PGDATA={data}")
+        )
+        containers.append(Container("redis", "999:1000", 6379, _REDIS))
+        postgres, cache = containers
+        backends = Backends(
+            postgres,
+            cache,
+            {
+                "DATABASE_URL": f"postgresql://app@127.0.0.1:{postgres.port}/app",
+                "DATABASE_PASSWORD_FILE": str(secrets / "app"),
+                "MIGRATION_DATABASE_URL": f"postgresql://app_owner@127.0.0.1:{postgres.port}/app",
+                "MIGRATION_DATABASE_PASSWORD_FILE": str(secrets / "owner"),
+                "REDIS_CACHE_URL": f"redis://app@127.0.0.1:{cache.port}/0",
+                "REDIS_CACHE_PASSWORD_FILE": str(secrets / "cache"),
+            },
+        )
+        backends.wait()
+        assert migrate.main(MigrationSettings.from_environ(backends.environ)) == 0
+        yield backends
+    finally:
+        for container in containers:
+            container.remove()
+
+
+@pytest.fixture(scope="session")
+def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backends]:
+    """PostgreSQL with the schema, and Redis, for all tests together."""
+    yield from _backends(tmp_path_factory.mktemp("secrets"))
+
+
+@pytest.fixture
+def clean(backends: Backends) -> Backends:
+    """Both services, empty."""
+    with backends.connect() as connection:
+        connection.execute("TRUNCATE items RESTART IDENTITY")
+    backends.client().flushdb()
+    return backends
+
+
+@pytest.fixture(scope="session")
+def app(backends: Backends) -> Api:
+    return build_app(Settings.from_environ(backends.environ))
+
+
+@pytest.fixture
+def client(app: Api, clean: Backends) -> FlaskClient:
+    return app.test_client()
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+@dataclasses.dataclass
+class Answer:
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+    seconds: float
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Gunicorn:
+    """The application as it runs in production, on a socket in a directory of its own."""
+
+    def __init__(self, environ: dict[str, str], directory: Path, **overrides: str) -> None:
+        self.directory = directory
+        self.run_dir = Path(tempfile.mkdtemp(prefix="run-", dir=directory))
+        self.metrics_port = free_port()
+        self.log = self.run_dir / "log"
+        self.environ = {
+            **{k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG")},
+            **environ,
+            "PYTHONPATH": str(SRC),
+            "PYTHONUNBUFFERED": "1",
+            "API_SOCKET_DIR": str(directory),
+            "API_RUN_DIR": str(self.run_dir),
+            "PROMETHEUS_MULTIPROC_DIR": str(self.run_dir / "metrics"),
+            "METRICS_PORT": str(self.metrics_port),
+            **overrides,
+        }
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "gunicorn", "-c", "python:compose_app.gunicorn_conf"),
+                    "compose_app:create_app()",
+                ],
+                env=self.environ,
+                stdout=log,
+                stderr=log,
+            )
+
+    @property
+    def socket(self) -> Path:
+        return Path((self.run_dir / "compose-app.socket").read_text())
+
+    def ready(self) -> Gunicorn:
+        wait_for(
+            f"gunicorn to answer\n{self.log.read_text()}",
+            lambda: self.request("GET", "/health/live").status == 200,
+        )
+        return self
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        headers: dict[str, str] | None = None,
+        timeout: float = 20,
+    ) -> Answer:
+        started = time.monotonic()
+        connection = _UnixConnection(self.socket, timeout)
+        try:
+            data = None if body is None else json.dumps(body)
+            sent = {"Content-Type": "application/json"} if data else {}
+            connection.request(method, path, data, {**sent, **(headers or {})})
+            response = connection.getresponse()
+            content = response.read()
+        finally:
+            connection.close()
+        return Answer(response.status, response.headers, content, time.monotonic() - started)
+
+    def logs(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        with suppress(ProcessLookupError):
+            self.process.send_signal(number)
+        try:
+            return self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+
+
+StartGunicorn = Callable[..., Gunicorn]
+
+
+@pytest.fixture
+def gunicorn(clean: Backends) -> Iterator[StartGunicorn]:
+    """Starts gunicorns that share one socket directory; ends them all."""
+    directory = Path(tempfile.mkdtemp(prefix="app-"))  # short: a socket's path has 108 bytes
+    started: list[Gunicorn] = []
+
+    def start(wait: bool = True, **overrides: str) -> Gunicorn:
+        server = Gunicorn(clean.environ, directory, **overrides)
+        started.append(server)
+        return server.ready() if wait else server
+
+    try:
+        yield start
+    finally:
+        for server in started:
+            server.stop()
+        shutil.rmtree(directory)
