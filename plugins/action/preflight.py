@@ -47,19 +47,20 @@ class ActionModule(ActionBase):  # type: ignore[misc, unused-ignore]
         self._variables = {**roles.values, **task_vars}
         self._evaluator = self._templar.copy_with_new_env(available_variables=self._variables)
 
+        names = self._check_names(roles, task_vars)
+        raw = dict(self._variables)
+        wrong = self._check_values(roles, list(roles.options))
         answer = self._look_at_host(task_vars)
-        facts = answer.get("facts", {})
-        # A role's value may be derived from what was found out.
-        self._variables["preflight_facts"] = facts
-        problems = [
-            *self._check_names(roles, task_vars),
-            *self._check_values(roles),
-            *self._check_rules(),
-            *answer["problems"],
-        ]
-        result.update(changed=False, facts=facts, problems=problems)
+        # Values may be derived from what was found out.
+        self._variables.update({name: raw[name] for name in wrong if name in raw})
+        self._variables["preflight_facts"] = answer.get("facts", {})
+        wrong = self._check_values(roles, list(wrong))
+        problems = [*names, *wrong.values(), *self._check_rules(), *answer["problems"]]
+        result["changed"] = False
         if problems:
             result.update(failed=True, msg=report(problems))
+        else:
+            result["facts"] = answer["facts"]
         return result
 
     # Variables
@@ -119,42 +120,46 @@ class ActionModule(ActionBase):  # type: ignore[misc, unused-ignore]
         facts = getattr(manager, "_nonpersistent_fact_cache", {})
         return set(facts.get(task_vars["inventory_hostname"], {}))
 
-    def _check_values(self, roles: Roles) -> list[dict[str, str]]:
-        problems = []
-        for name, spec in roles.options.items():
-            raw = self._variables.get(name)
-            if name not in self._variables:
-                if spec.get("required"):
-                    problems.append(problem(f"{name} is not set.", expectation(name, spec)))
+    def _check_values(self, roles: Roles, names: list[str]) -> dict[str, dict[str, str]]:
+        """Return what is wrong, by variable, and go on with the defaults of those variables."""
+        problems = {}
+        for name in names:
+            found = self._check_value(roles, name)
+            if found is None:
                 continue
-            where = origin(raw)
-            try:
-                value = self._evaluate(raw)
-            except AnsibleUndefinedVariable as error:
-                # A default may build on what only a later task finds out.
-                if name not in roles.values or raw is not roles.values[name]:
-                    problems.append(
-                        problem(
-                            f"{name}{where} uses something undefined: {brief(error)}",
-                            "Define it, or correct the name.",
-                        )
-                    )
-                continue
-            except AnsibleError as error:
-                problems.append(
-                    problem(
-                        f"{name}{where} cannot be evaluated: {brief(error)}",
-                        "Correct the expression.",
-                    )
-                )
-                continue
-            errors = ArgumentSpecValidator({name: spec}).validate({name: value}).error_messages
-            if not errors:
-                continue
-            secret = spec.get("no_log", False)
-            detail = "it does not have the right form" if secret else "; ".join(errors)
-            problems.append(problem(f"{name}{where}: {detail}.", expectation(name, spec)))
+            problems[name] = found
+            if name in roles.values:
+                self._variables[name] = roles.values[name]
         return problems
+
+    def _check_value(self, roles: Roles, name: str) -> dict[str, str] | None:
+        spec = roles.options[name]
+        if name not in self._variables:
+            if not spec.get("required"):
+                return None
+            return problem(f"{name} is not set.", expectation(name, spec))
+        raw = self._variables[name]
+        where = origin(raw)
+        try:
+            value = self._evaluate(raw)
+        except AnsibleUndefinedVariable as error:
+            if raw is roles.values.get(name):
+                # A default may build on what only a later task finds out.
+                return None
+            return problem(
+                f"{name}{where} uses something undefined: {brief(error)}.",
+                "Define it, or correct the name.",
+            )
+        except AnsibleError as error:
+            return problem(
+                f"{name}{where} cannot be evaluated: {brief(error)}.", "Correct the expression."
+            )
+        errors = ArgumentSpecValidator({name: spec}).validate({name: value}).error_messages
+        if not errors:
+            return None
+        secret = spec.get("no_log", False)
+        detail = "it does not have the right form" if secret else "; ".join(errors).rstrip(".")
+        return problem(f"{name}{where}: {detail}.", expectation(name, spec))
 
     def _check_rules(self) -> list[dict[str, str]]:
         """Check what no single variable's specification can express."""
@@ -206,7 +211,7 @@ class ActionModule(ActionBase):  # type: ignore[misc, unused-ignore]
         detail = str(answer.get("module_stderr") or answer.get("msg") or answer).strip()
         cause = f"The host could not be looked at: {detail}"
         remedy = "Correct what it says; -vvv shows more."
-        if "interpreter" in detail or "python" in detail and "not found" in detail:
+        if "interpreter" in detail or ("python" in detail and "not found" in detail):
             cause = f"Python 3 was not found on the host: {detail}"
             remedy = "Install it (apt-get install python3), or set ansible_python_interpreter."
         return {"facts": {}, "problems": [problem(cause, remedy)]}
@@ -248,7 +253,8 @@ def origin(value: Any) -> str:
     if not tag.path:
         return f" ({tag.description})" if tag.description else ""
     line = f":{tag.line_num}" if tag.line_num else ""
-    return f" ({os.path.relpath(tag.path)}{line})"
+    path = os.path.relpath(tag.path)
+    return f" ({tag.path if path.startswith('..') else path}{line})"
 
 
 def report(problems: list[dict[str, str]]) -> str:

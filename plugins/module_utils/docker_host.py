@@ -68,7 +68,9 @@ class Engine:
     def get(self, resource: str, **query: Any) -> Any:
         """Return the decoded answer, or None where there is no such thing."""
         if query:
-            pairs = (f"{k}={quote(v if isinstance(v, str) else json.dumps(v))}" for k, v in query.items())
+            pairs = (
+                f"{k}={quote(v if isinstance(v, str) else json.dumps(v))}" for k, v in query.items()
+            )
             resource += "?" + "&".join(pairs)
         connection = _SocketConnection(self.path, self.timeout)
         try:
@@ -155,7 +157,9 @@ def pending_options(engine: Engine, info: dict[str, Any], options: dict[str, Any
     address = (bridge.get("Options") or {}).get("com.docker.network.bridge.host_binding_ipv4")
     if address:
         effective["ip"] = address
-    return sorted(key for key, value in effective.items() if key in options and options[key] != value)
+    return sorted(
+        key for key, value in effective.items() if key in options and options[key] != value
+    )
 
 
 def clients_connected(path: str = SOCKET) -> bool:

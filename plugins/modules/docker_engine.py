@@ -7,10 +7,10 @@ DOCUMENTATION = r"""
 module: docker_engine
 short_description: Have a good Docker Engine, configured and running
 description:
-  - Installs what is missing with apt, merges settings into C(/etc/docker/daemon.json), and starts the
-    daemon, with systemd or, where no service manager runs, by itself.
-  - An engine that is there is never upgraded, and a daemon that needs no restart is never restarted.
-    Settings that the daemon can reload are reloaded.
+  - Installs what is missing with apt, merges settings into C(/etc/docker/daemon.json), and starts
+    the daemon, with systemd or, where no service manager runs, by itself.
+  - An engine that is there is never upgraded, and a daemon that needs no restart is never
+    restarted. Settings that the daemon can reload are reloaded.
 options:
   packages:
     description:
@@ -24,9 +24,10 @@ options:
     default: []
   apt_source:
     description:
-      - Package source to add when something of O(packages) must be installed. Keys are C(name), C(uri)
-        (empty takes the host's own mirror), C(suite), C(components), C(signed_by), C(key_url) (where to
-        download C(signed_by) from) and C(pinned), the only packages taken from it; none means all.
+      - Package source to add when something of O(packages) must be installed. Keys are C(name),
+        C(uri) (empty takes the host's own mirror), C(suite), C(components), C(signed_by),
+        C(key_url) (where to download C(signed_by) from) and C(pinned), the only packages taken from
+        it; none means all.
     type: dict
     default: {}
   daemon_options:
@@ -88,9 +89,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.docker_host import (
@@ -102,11 +102,17 @@ from ansible.module_utils.docker_host import (
     merge_daemon_options,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 LOG = Path("/var/log/dockerd.log")
 LOG_BYTES = 10 * 2**20
 BACKUP = Path(f"{DAEMON_JSON}.orig")
 POLICY = Path("/usr/sbin/policy-rc.d")
-POLICY_TEXT = "#!/bin/sh\n# compose-stack: no service manager runs, so apt must not start services.\nexit 101\n"
+POLICY_TEXT = """#!/bin/sh
+# compose-stack: no service manager runs, so apt must not start services.
+exit 101
+"""
 APT_OPTIONS = ("-o", "Acquire::Retries=2", "-o", "Acquire::http::Timeout=30")
 LOCKED = re.compile(r"Could not get lock \S+( It is held by process \d+ \([^)]*\))?")
 
@@ -147,7 +153,7 @@ class DockerEngine:
         self.module.exit_json(**result)
 
     def final_facts(self) -> dict[str, Any]:
-        docker = docker_facts()
+        docker: dict[str, Any] = docker_facts()
         docker["daemon_options_current"] = True
         missing = [
             part
@@ -234,7 +240,8 @@ class DockerEngine:
             # The preferences come first: the suite must never be seen without its pin.
             self.write(
                 Path(f"/etc/apt/preferences.d/{source['name']}"),
-                f"Package: *\n{release} 1\n\nPackage: {' '.join(source['pinned'])}\n{release} 990\n",
+                f"Package: *\n{release} 1\n\n"
+                f"Package: {' '.join(source['pinned'])}\n{release} 990\n",
             )
         self.write(
             Path(f"/etc/apt/sources.list.d/{source['name']}.sources"),
@@ -279,8 +286,8 @@ class DockerEngine:
                 self.fail(
                     f"Another package manager has been busy for {self.params['lock_seconds']} s: "
                     f"{locked.group()}.",
-                    "Wait until it is done (unattended-upgrades may take minutes), then run this "
-                    "again; docker_apt_lock_seconds sets the patience.",
+                    "Wait until it is done (unattended-upgrades may take minutes), then run "
+                    "this again; docker_apt_lock_seconds sets the patience.",
                 )
             time.sleep(2)
         if done.returncode and check:
@@ -293,14 +300,14 @@ class DockerEngine:
         if re.search(r"Failed to fetch|Could not (connect|resolve)|Temporary failure", output):
             self.fail(
                 f"The package mirror cannot be reached:\n{detail}",
-                "Check the host's network, DNS and proxy (Acquire::http::Proxy in /etc/apt/apt.conf.d), "
-                "or set docker_debian_mirror; then run this again.",
+                "Check the host's network, DNS and proxy (Acquire::http::Proxy in "
+                "/etc/apt/apt.conf.d), or set docker_debian_mirror; then run this again.",
             )
         if "Unable to locate package" in output or "has no installation candidate" in output:
             self.fail(
                 f"The distribution's package sources do not have what is needed:\n{detail}",
-                "Check /etc/apt/sources.list.d (main must be enabled; universe on Ubuntu), or install "
-                "Docker yourself.",
+                "Check /etc/apt/sources.list.d (main must be enabled; universe on Ubuntu), or "
+                "install Docker yourself.",
             )
         self.fail(f"{argv[0]} failed:\n{detail}", "Repair what it names and run this again.")
 

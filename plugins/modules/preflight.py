@@ -108,8 +108,8 @@ options:
     default: {}
   packages:
     description:
-      - Packages other roles need, with what shows that one is not missing. RV(facts.packages_missing)
-        lists the others.
+      - Packages other roles need, with what shows that one is not missing.
+        RV(facts.packages_missing) lists the others.
     type: list
     elements: dict
     default: []
@@ -182,8 +182,30 @@ from ansible.module_utils.docker_host import (
 CA_BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
 DEBIAN_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 SYSTEM_DIRECTORIES = frozenset(
-    "/ /bin /boot /dev /etc /home /lib /media /mnt /opt /proc /root /run /sbin /srv /sys /tmp /usr"
-    " /usr/local /var /var/lib /var/tmp".split()
+    [
+        "/",
+        "/bin",
+        "/boot",
+        "/dev",
+        "/etc",
+        "/home",
+        "/lib",
+        "/media",
+        "/mnt",
+        "/opt",
+        "/proc",
+        "/root",
+        "/run",
+        "/sbin",
+        "/srv",
+        "/sys",
+        "/tmp",
+        "/usr",
+        "/usr/local",
+        "/var",
+        "/var/lib",
+        "/var/tmp",
+    ]
 )
 PROJECT_LABEL = "com.docker.compose.project"
 
@@ -258,7 +280,7 @@ class Preflight:
             )
         if memory_mb < self.params["memory_mb"]:
             self.problem(
-                f"The host has {memory_mb} MiB of memory, {self.params['memory_mb']} MiB are needed.",
+                f"The host has {memory_mb} MiB of memory, {self.params['memory_mb']} are needed.",
                 "Give it more memory; or lower preflight_memory_mb together with the services' "
                 "*_memory_mb.",
             )
@@ -271,13 +293,15 @@ class Preflight:
         error = self.params["become_error"].strip()
         if shutil.which("sudo") is None:
             cause = f"User '{user}' is not root, and there is no sudo on the host."
-            remedy = "Connect as root (ansible_user: root), or install sudo and allow the user to use it."
+            remedy = (
+                "Connect as root (ansible_user: root), or install sudo and let the user use it."
+            )
         else:
             cause = f"User '{user}' cannot become root" + (f": {error}" if error else ".")
             remedy = (
-                "Give the password with --ask-become-pass (-K) or ansible_become_password; or allow "
-                f"it without one: echo '{user} ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/{user}; or "
-                "connect as root."
+                "Give the password with --ask-become-pass (-K) or ansible_become_password; or "
+                f"allow it without one (echo '{user} ALL=(ALL) NOPASSWD: ALL' > "
+                f"/etc/sudoers.d/{user}); or connect as root."
             )
         self.problem(cause, remedy)
 
@@ -300,8 +324,8 @@ class Preflight:
         docker = docker_facts()
         self.facts["docker"] = docker
         merged = merge_daemon_options(docker["daemon_options"] or {}, self.params["daemon_options"])
-        docker["daemon_options_current"] = (
-            not docker["daemon_options_error"] and merged == (docker["daemon_options"] or {})
+        docker["daemon_options_current"] = not docker["daemon_options_error"] and merged == (
+            docker["daemon_options"] or {}
         )
         if docker["daemon_options_error"]:
             self.problem(
@@ -355,7 +379,7 @@ class Preflight:
             return
         path = Path(stack_dir)
         try:
-            entries = sorted(os.listdir(path)) if path.exists() else []
+            entries = sorted(p.name for p in path.iterdir()) if path.exists() else []
         except NotADirectoryError:
             self.problem(f"{path} is not a directory.", "Move it away, or set another stack_dir.")
             entries = []
@@ -377,8 +401,8 @@ class Preflight:
             self.problem(
                 f"Another compose project named '{project}' has containers on this host, from "
                 f"{', '.join(sorted(elsewhere))}.",
-                f"Set another stack_project; or, if it is an old one of yours, remove its containers "
-                f"(volumes stay): docker compose -p {project} down.",
+                "Set another stack_project; or, if it is an old one of yours, remove its "
+                f"containers (volumes stay): docker compose -p {project} down.",
             )
 
     def project_containers(self) -> list[dict[str, Any]]:
@@ -422,7 +446,8 @@ class Preflight:
 
     def port_taken(self, entry: dict[str, Any], owner: str, stop: str) -> None:
         self.problem(
-            f"Port {entry['port']} ({entry['variable']}) on {entry['address']} is in use by {owner}.",
+            f"Port {entry['port']} ({entry['variable']}) on {entry['address']} is in use by "
+            f"{owner}.",
             f"{stop[0].upper()}{stop[1:]}, or set {entry['variable']} to another port.",
         )
 
@@ -533,10 +558,10 @@ class Preflight:
 
     def find_slot(self) -> None:
         try:
-            slot = os.readlink(f"{self.params['stack_dir']}/run/sockets/active").rstrip("/")
+            slot = Path(self.params["stack_dir"], "run/sockets/active").readlink().name
         except OSError:
             slot = ""
-        self.facts["active_slot"] = slot.rsplit("/", 1)[-1] or None
+        self.facts["active_slot"] = slot or None
 
 
 def read(path: str) -> str:
@@ -548,7 +573,9 @@ def read(path: str) -> str:
 
 def os_release() -> dict[str, str]:
     text = read("/etc/os-release") or read("/usr/lib/os-release")
-    return {key: value.strip("\"'") for key, value in re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE)}
+    return {
+        key: value.strip("\"'") for key, value in re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE)
+    }
 
 
 def existing_parent(path: Path) -> Path:
@@ -606,13 +633,14 @@ def decode_address(text: str) -> str:
 
 def process_of_inode(inode: str) -> int | None:
     wanted = f"socket:[{inode}]"
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit():
             continue
         try:
-            for descriptor in os.scandir(f"/proc/{entry}/fd"):
-                if os.readlink(descriptor.path) == wanted:
-                    return int(entry)
+            if any(
+                str(descriptor.readlink()) == wanted for descriptor in (process / "fd").iterdir()
+            ):
+                return int(process.name)
         except OSError:
             continue
     return None
