@@ -96,7 +96,7 @@ class ServerSettings(_Environ):
 
     slot: Literal["blue", "green"] = Field("blue", alias="API_SLOT")
     socket_dir: Path | None = Field(None, alias="API_SOCKET_DIR")
-    scale: int = Field(1, alias="API_SCALE", ge=1, le=64)
+    scale: int = Field(64, alias="API_SCALE", ge=1, le=64)
     """Highest index of a socket in `socket_dir`: how many instances may share it."""
     workers: int = Field(2, alias="WEB_CONCURRENCY", ge=1, le=64)
     reload: bool = Field(False, alias="API_RELOAD")
@@ -107,6 +107,9 @@ class ServerSettings(_Environ):
     metrics_port: int = Field(9100, alias="METRICS_PORT", ge=0, le=65535)
     """TCP port of the metrics listener; 0 turns it off."""
     metrics_subnet: IPv4Network | IPv6Network | None = Field(None, alias="METRICS_SUBNET")
+    """Network whose address the metrics listener binds; absent, that of METRICS_HOST."""
+    metrics_host: str | None = Field(None, alias="METRICS_HOST")
+    """Name of this container, or of any other, in the network; absent too, loopback."""
     metrics_dir: Path = Field(Path("/tmp/metrics"), alias="PROMETHEUS_MULTIPROC_DIR")  # noqa: S108
 
     @property

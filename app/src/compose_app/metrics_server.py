@@ -10,37 +10,56 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 LOOPBACK = "127.0.0.1"
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-def own_address(subnet: ipaddress.IPv4Network | ipaddress.IPv6Network) -> str:
-    """Find this host's own address within a network; connecting a UDP socket sends nothing.
+
+def own_address(peer: str) -> str:
+    """Find the address this host has in the network of a peer; no packet is sent.
+
+    Args:
+        peer: name or address.
 
     Raises:
-        OSError: no interface of this host is in `subnet`.
+        OSError: the name is unknown, or no route leads there.
     """
-    family = socket.AF_INET if subnet.version == 4 else socket.AF_INET6
-    peer = str(next(subnet.hosts()))
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.connect((peer, 9))
-        address = str(probe.getsockname()[0])
+    family, kind, protocol, _, address = socket.getaddrinfo(peer, 9, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(address)
+        return str(probe.getsockname()[0])
+
+
+def address_in(subnet: Network) -> str:
+    """Find the address this host has in a network.
+
+    Raises:
+        OSError: it has none.
+    """
+    address = own_address(str(next(subnet.hosts())))
     if ipaddress.ip_address(address) not in subnet:
         raise OSError(f"no interface of this host is in {subnet} (METRICS_SUBNET)")
     return address
 
 
-def start(port: int, subnet: ipaddress.IPv4Network | ipaddress.IPv6Network | None) -> str:
+def start(port: int, subnet: Network | None, host: str | None) -> str:
     """Serve the metrics of all workers from a daemon thread.
 
     Args:
         port: TCP port.
-        subnet: the network to be reached from; None binds to loopback.
+        subnet: the network to be reached from.
+        host: without subnet, a name in that network; without either, loopback is bound.
 
     Returns:
         The address listened on, `host:port`.
 
     Raises:
-        OSError: the address cannot be bound, or no interface is in `subnet`.
+        OSError: there is no such address, or it cannot be bound.
     """
-    address = own_address(subnet) if subnet else LOOPBACK
+    if subnet:
+        address = address_in(subnet)
+    elif host:
+        address = own_address(host)
+    else:
+        address = LOOPBACK
     registry = CollectorRegistry()
     MultiProcessCollector(registry)
     start_http_server(port, address, registry)
