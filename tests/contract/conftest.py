@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,26 @@ ROOT = Path(__file__).resolve().parents[2]
 ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if (path / "tasks").is_dir())
 INVENTORIES = sorted(path.name for path in (ROOT / "inventories").iterdir() if path.is_dir())
 
+RENDERED = ["production", "dev"]
+SCRATCH = tempfile.TemporaryDirectory(prefix="contract-")
+
+
+class Loader(yaml.SafeLoader):
+    """YAML with the tags that Ansible adds."""
+
+
+class Literal(str):
+    """Text in which braces mean nothing to Ansible."""
+
+    __slots__ = ()
+
+
+for _tag in ("!unsafe", "!vault"):
+    Loader.add_constructor(_tag, lambda _, node: Literal(node.value))
+
 
 def load(path: Path) -> Any:
-    return yaml.safe_load(path.read_text())
+    return yaml.load(path.read_text(), Loader)
 
 
 def optional(path: Path) -> dict[str, Any]:
@@ -56,15 +76,15 @@ class Rendered:
         return (self.directory / room / "current" / path).read_text()
 
 
-def render(inventory: str, directory: Path) -> Rendered:
-    done = subprocess.run(
+def run_render(inventory: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [
             str(Path(sys.executable).parent / "ansible-playbook"),
             "-i",
             f"inventories/{inventory}",
             "tests/contract/render.yml",
             "-e",
-            f"contract_dir={directory}",
+            f"contract_dir={SCRATCH.name}/{inventory}",
         ],
         cwd=ROOT,
         env={**os.environ, "ANSIBLE_NOCOLOR": "1"},
@@ -73,7 +93,19 @@ def render(inventory: str, directory: Path) -> Rendered:
         timeout=120,
         check=False,
     )
+
+
+@cache
+def render_all() -> dict[str, subprocess.CompletedProcess[str]]:
+    """Side by side, and once, failed or not: pytest would try again for every test."""
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(RENDERED, pool.map(run_render, RENDERED), strict=True))
+
+
+def render(inventory: str) -> Rendered:
+    done = render_all()[inventory]
     assert done.returncode == 0, done.stdout + done.stderr
+    directory = Path(SCRATCH.name, inventory)
     project = load(directory / "stack" / "current" / "compose.yml")
     services: dict[str, dict[str, Any]] = {}
     room_of: dict[str, str] = {}
@@ -97,6 +129,6 @@ def _with_includes(directory: Path, name: str) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.fixture(scope="session", params=["production", "dev"])
-def rendered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Rendered:
-    return render(request.param, tmp_path_factory.mktemp(request.param))
+@pytest.fixture(scope="session", params=RENDERED)
+def rendered(request: pytest.FixtureRequest) -> Rendered:
+    return render(request.param)

