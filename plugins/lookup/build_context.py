@@ -121,7 +121,10 @@ def context_files(directory: Path) -> list[tuple[str, Path]]:
         for path in directory.rglob("*")
         if path.is_symlink() or path.is_file()
     )
-    return sorted((name, path) for name, path in found if not rules.ignores(name))
+    # Docker sends the Dockerfile whatever .dockerignore says.
+    return sorted(
+        (name, path) for name, path in found if name == "Dockerfile" or not rules.ignores(name)
+    )
 
 
 def content_of(path: Path) -> tuple[str, bytes]:
