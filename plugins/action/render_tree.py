@@ -7,6 +7,7 @@ import fnmatch
 import functools
 import importlib
 import os
+import re
 import runpy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.parsing.vault import EncryptedString
 from ansible.plugins.action import ActionBase
 from ansible.template import trust_as_template
+from jinja2 import TemplateSyntaxError
 
 try:
     from ansible._internal._datatag._tags import Origin
@@ -32,6 +34,7 @@ if str(_PLUGINS / "module_utils") not in ansible.module_utils.__path__:
 trees = importlib.import_module("ansible.module_utils.trees")
 
 PAYLOAD_LIMIT = 64 * 1024 * 1024
+PIPELINING_LIMIT = 1024 * 1024
 SHARED_TEMPLATES = "files/templates"
 
 
@@ -41,6 +44,7 @@ class ActionModule(ActionBase):
     _supports_check_mode = True
     _supports_diff = True
     TRANSFERS_FILES = False
+    _payload_size = 0
 
     def run(
         self, tmp: str | None = None, task_vars: dict[str, Any] | None = None
@@ -63,11 +67,18 @@ class ActionModule(ActionBase):
                 f"render_tree: {source} makes {len(payload) >> 20} MiB, and one execution carries "
                 f"{PAYLOAD_LIMIT >> 20} MiB at most: copy large files apart"
             )
+        self._payload_size = len(payload)
         arguments = {**params, "secrets": [], "_payload": payload}
         result: dict[str, Any] = self._execute_module(
             module_name="render_tree", module_args=arguments, task_vars=variables
         )
         return result
+
+    def _is_pipelining_enabled(self, module_style: str, wrap_async: bool = False) -> bool:
+        """Send a large module as a file: Python takes quadratic time to read one from a pipe."""
+        if self._payload_size > PIPELINING_LIMIT:
+            return False
+        return bool(super()._is_pipelining_enabled(module_style, wrap_async))
 
     def _source(self, src: str) -> Path:
         try:
@@ -140,8 +151,8 @@ class ActionModule(ActionBase):
         }
         if digests is not None:
             local["render_tree_digests"] = digests
+        text = trust_as_template(self._loader.get_text_file_contents(str(path)))
         try:
-            text = trust_as_template(self._loader.get_text_file_contents(str(path)))
             templar = self._templar.copy_with_new_env(
                 searchpath=[str(directory) for directory in [path.parent, *search_path]],
                 available_variables=local,
@@ -155,10 +166,11 @@ class ActionModule(ActionBase):
                 },
             )
         except AnsibleError as error:
-            raise AnsibleActionFail(
-                f"render_tree: cannot render {os.path.relpath(path)}: {error}"
-            ) from error
-        return b"" if rendered is None else str(rendered).encode()
+            where = f"{os.path.relpath(path)}{_line(text, error)}"
+            raise AnsibleActionFail(f"render_tree: cannot render {where}: {error}") from error
+        if not isinstance(rendered, str):  # a lone expression keeps its type and loses its newline
+            rendered = f"{rendered}\n" if text.endswith("\n") else str(rendered)
+        return rendered.encode()
 
     def _read(self, path: Path, secrets: list[str]) -> bytes:
         """Read a file that is no template, decrypting it if it is a vault file."""
@@ -208,6 +220,24 @@ def _walk(source: Path, exclude: list[str]) -> Iterator[tuple[str, Path]]:
             if any(fnmatch.fnmatchcase(output, pattern) for pattern in exclude):
                 continue
             yield relative, path
+
+
+def _line(text: str, error: AnsibleError) -> str:
+    """Where in a template an error comes from, as far as that can be told.
+
+    Jinja knows the line of a syntax error. Ansible reports an undefined value without one, so
+    the first expression that names it has to do.
+    """
+    cause = error.__cause__
+    if isinstance(cause, TemplateSyntaxError):
+        return (
+            f":{cause.lineno}" if cause.filename is None else f" ({cause.filename}:{cause.lineno})"
+        )
+    for name in reversed(re.findall(r"'(\w+)'", str(error))):
+        for number, line in enumerate(text.splitlines(), 1):
+            if re.search(rf"{{[{{%].*\b{name}\b", line):
+                return f":{number}"
+    return ""
 
 
 @functools.cache
