@@ -1,0 +1,105 @@
+"""site.yml on this machine: from nothing, again, in check mode, and by hand."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.containers import Containers
+from tests.harness import MAX_EXECUTIONS, port_open
+from tests.public import PublicAddress
+
+from .conftest import SETTINGS, site_yml
+
+if TYPE_CHECKING:
+    from tests.harness import Run, Stack
+
+pytestmark = pytest.mark.timeout(240)
+
+
+class TestConverge:
+    """One command, and the same command again."""
+
+    def test_healthy_within_a_minute(self, deployed: Run, stack: Stack) -> None:
+        """CS-1, CS-15: once the images are there, from nothing to 200 on HTTPS."""
+        assert deployed.changed > 0
+        assert deployed.seconds < 60, f"{deployed.seconds:.0f} s"
+        assert stack.healthy()
+
+    def test_says_what_runs_and_where(self, deployed: Run, stack: Stack) -> None:
+        """CS-1: the run ends with the address, the services and the images' source."""
+        assert f"https://localhost:{stack.site.https_port}" in deployed.output
+        assert "distro" in deployed.output or "registry" in deployed.output
+
+    def test_again_changes_nothing(self, stack: Stack) -> None:
+        """CS-1: changed=0, few module executions, and no container touched."""
+        before = stack.lives()
+        run = site_yml().succeeded()
+        assert run.record["changed_tasks"] == []
+        assert run.executions <= MAX_EXECUTIONS, run.record["executions"]
+        assert stack.lives() == before
+
+    def test_check_changes_nothing(self, stack: Stack) -> None:
+        """CS-1: --check --diff of a running stack."""
+        before = stack.lives()
+        run = site_yml("--check", "--diff").succeeded()
+        assert run.record["changed_tasks"] == []
+        assert stack.lives() == before
+
+    def test_check_announces_a_change(self, stack: Stack) -> None:
+        """CS-1: the diff shows the new value, and nothing happens."""
+        before = stack.lives()
+        run = site_yml("--check", "--diff", redis_cache_memory_mb=160).succeeded()
+        assert run.changed > 0
+        assert "redis-cache" in run.output
+        assert stack.lives() == before
+        assert site_yml("--check").succeeded().changed == 0
+
+    def test_restart_by_hand(self, stack: Stack) -> None:
+        """CS-5, FS-4: `docker compose restart` in the directory; tables survive it."""
+        body = {"name": f"kept {uuid.uuid4()}", "price_cents": 1}
+        path = stack.site.patiently("POST", "/api/items", json=body).headers["Location"]
+        stack.compose("restart")
+        stack.wait_healthy()
+        assert stack.site.patiently("GET", path).json()["name"] == body["name"]
+        assert site_yml().succeeded().record["changed_tasks"] == []
+
+
+class TestInside(Containers):
+    """The live containers; on this machine the databases live in memory."""
+
+    data_mount = "bind"
+
+    # Restarting by hand has started everything at once, so order shows on a host that was not.
+    test_start_order = None  # type: ignore[assignment]
+
+    def searched(self) -> str:
+        # Other stacks may share this machine; the engine's store is searched on the molecule host.
+        return "/var/log /etc"
+
+    def test_databases_are_in_memory(self, stack: Stack) -> None:
+        """BM-7, BM-15: the directories that the inventory names."""
+        for service, setting in (
+            ("postgres", "postgres_data_dir"),
+            ("redis-cache", "redis_data_dir"),
+        ):
+            sources = [mount.get("Source", "") for mount in stack.one(service)["Mounts"]]
+            assert any(source.startswith(str(SETTINGS[setting])) for source in sources), service
+
+
+class TestOutside(PublicAddress):
+    """The public address."""
+
+    def test_published_on_loopback_only(self, stack: Stack) -> None:
+        """UT-7: a laptop's stack is the laptop's alone."""
+        bindings = [
+            binding["HostIp"]
+            for items in stack.services().values()
+            for item in items
+            for hosts in (item["NetworkSettings"]["Ports"] or {}).values()
+            for binding in hosts or []
+        ]
+        assert set(bindings) == {"127.0.0.1"}
+        assert not port_open("127.0.0.1", int(SETTINGS["devports_postgres_port"]))

@@ -1,0 +1,225 @@
+"""Changes that go wrong: a message, an exit code, a stack that serves on, a next run that works."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.harness import ROOT, copy_tree, listening, playbook
+
+from .conftest import DIRECTORY, INVENTORY, SETTINGS, site_yml
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.harness import Run, Stack
+
+pytestmark = pytest.mark.timeout(300)
+
+
+class Watch:
+    """Asks for /health all the while; counts what was not 200."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.asked = 0
+        self.failed: list[str] = []
+        self._stack = stack
+        self._stop = threading.Event()
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.1):
+            self.asked += 1
+            try:
+                status = self._stack.site.get("/health").status_code
+                if status != 200:
+                    self.failed.append(str(status))
+            except Exception as error:  # noqa: BLE001 - whatever it is, a user would have seen it
+                self.failed.append(repr(error))
+
+
+@contextlib.contextmanager
+def serving(stack: Stack) -> Iterator[None]:
+    """Nobody notices what happens inside."""
+    watch = Watch(stack)
+    thread = threading.Thread(target=watch._run)
+    thread.start()
+    try:
+        yield
+    finally:
+        watch._stop.set()
+        thread.join()
+    assert watch.failed == []
+    assert watch.asked > 5
+
+
+def refused(run: Run, *words: str) -> None:
+    """The run failed and says why."""
+    run.failed()
+    for word in words:
+        assert word in run.output, f"{word!r} is not in\n{run.output[-4000:]}"
+
+
+class TestRefusedBeforeAnythingChanges:
+    """Preflight and validation."""
+
+    @pytest.mark.parametrize(
+        ("variables", "words"),
+        [
+            ({"nginx_content_security_policy": 'x"; bogus_directive on; #'}, ["bogus_directive"]),
+            ({"redis_queue_appendfsync": "sometimes"}, ["redis_queue_appendfsync"]),
+            ({"postgres_memory_mb": "much"}, ["postgres_memory_mb"]),
+            ({"nginx_htps_port": 1}, ["nginx_htps_port", "nginx_https_port"]),
+            ({"stack_services": ["postgres", "radis"]}, ["radis"]),
+        ],
+        ids=["nginx-syntax", "redis-choice", "wrong-type", "misspelt", "unknown-service"],
+    )
+    def test_bad_setting(self, stack: Stack, variables: dict[str, Any], words: list[str]) -> None:
+        """CS-12: names the setting; nothing live changes."""
+        before = stack.lives()
+        tree = stack.engine.run("find", f"{DIRECTORY}/services", "-ls")
+        refused(site_yml(**variables), *words)
+        assert stack.lives() == before
+        assert stack.engine.run("find", f"{DIRECTORY}/services", "-ls") == tree
+
+    def test_port_in_use(self, stack: Stack) -> None:
+        """CS-1: says by what, before the stack is touched."""
+        before = stack.lives()
+        with listening(18999):
+            refused(site_yml(nginx_https_port=18999), "18999", "python")
+        assert stack.lives() == before
+
+    def test_engine_unreachable(self, stack: Stack) -> None:
+        """CS-1: a Docker that is there and does not answer is named, not installed over."""
+        before = stack.lives()
+        environment = {"DOCKER_HOST": "unix:///nonexistent/docker.sock"}
+        run = playbook(INVENTORY, environment=environment)
+        refused(run, "docker")
+        assert stack.lives() == before
+
+
+class TestSlotThatNeverServes:
+    """A change that starts and does not become healthy."""
+
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> Path:
+        copy_tree(ROOT / "app" / "src", tmp_path / "src")
+        # The containers' user must be able to read it.
+        for path in [tmp_path, *tmp_path.parents]:
+            if path.owner() == "root" and path.name.startswith("pytest-"):
+                path.chmod(0o755)
+        tmp_path.chmod(0o755)
+        return tmp_path / "src"
+
+    def test_application_that_does_not_start(self, stack: Stack, source: Path) -> None:
+        """FS-3, CS-1: exit code, the failing container's last words, and no request lost."""
+        (source / "compose_app" / "app.py").write_text("raise RuntimeError('born broken')\n")
+        before = {name for name, item in stack.services().items() if item}
+        with serving(stack):
+            run = site_yml(
+                api_source_dir=str(source), api_start_seconds=10, stack_up_timeout_seconds=60
+            )
+            refused(run, "born broken")
+        assert {name for name, item in stack.services().items() if item} == before
+        assert site_yml().succeeded().returncode == 0
+        stack.wait_healthy()
+
+    def test_migration_that_fails(self, stack: Stack, source: Path) -> None:
+        """FS-3: the old version serves on, on the old schema."""
+        versions = source / "compose_app" / "migrations" / "versions"
+        (versions / "9999_broken.py").write_text(
+            '"""Fails half way."""\n\nfrom alembic import op\n\n'
+            f'revision = "9999"\ndown_revision = "{self.head(versions)}"\n\n\n'
+            "def upgrade() -> None:\n"
+            '    op.execute("CREATE TABLE half_way (id integer)")\n'
+            '    op.execute("SELECT broken_on_purpose()")\n'
+        )
+        slot = stack.api_slot()
+        with serving(stack):
+            refused(site_yml(api_source_dir=str(source)), "broken_on_purpose")
+        assert stack.api_slot() == slot
+        tables = stack.execute(
+            "postgres", "psql", "--host=/run/postgresql", "--username=postgres", "-XAtq",
+            "--dbname=app", "--command", r"\dt public.half_way",
+        )  # fmt: skip
+        assert "half_way |" not in tables
+        assert "|half_way|" not in tables
+        site_yml().succeeded()
+        stack.wait_healthy()
+
+    @staticmethod
+    def head(versions: Path) -> str:
+        return max(path.name.split("_")[0] for path in versions.glob("[0-9]*.py"))
+
+    def test_change_that_works_loses_no_request(self, stack: Stack) -> None:
+        """FS-3: a new setting of the API goes to the idle slot, and the switch is not seen."""
+        slot = stack.api_slot()
+        with serving(stack):
+            site_yml(api_log_level="debug").succeeded()
+        assert stack.api_slot() != slot
+        run = site_yml(api_log_level="debug").succeeded()
+        assert run.record["changed_tasks"] == []
+
+
+class TestInterrupted:
+    """Ctrl-C at any task."""
+
+    @pytest.mark.parametrize(
+        "task",
+        [
+            "TASK [secrets",
+            "TASK [nginx : Render nginx]",
+            "TASK [stack : Put the rendered configuration in place]",
+            "TASK [stack : Start what is new or changed",
+            "TASK [stack : Let the slot that served finish",
+        ],
+    )
+    def test_next_run_converges(self, stack: Stack, task: str) -> None:
+        """CS-1, FS-3: what serves goes on serving, and running again ends where it should."""
+        level = f"{'info' if self.level(stack) == 'warning' else 'warning'}"
+        wanted = {"api_log_level": level, "redis_queue_memory_mb": 176}
+        run = playbook(INVENTORY, variables=wanted, interrupt_at=task)
+        assert run.returncode != 0, "the run ended before it could be interrupted"
+        assert stack.site.answers()
+        site_yml(**wanted).succeeded()
+        stack.wait_healthy()
+        assert self.level(stack) == level
+        assert stack.one("redis-queue")["HostConfig"]["Memory"] == 176 << 20
+
+    @staticmethod
+    def level(stack: Stack) -> str:
+        environment = stack.services()[stack.api_slot()][0]["Config"]["Env"]
+        return str(dict(item.split("=", 1) for item in environment)["API_LOG_LEVEL"])
+
+
+class TestFromNothingAgain:
+    """CS-15."""
+
+    def test_clean_leaves_nothing_and_up_starts_afresh(self, stack: Stack) -> None:
+        """CS-15, CS-13: `make clean` removes data and all; the next `make up` is healthy again."""
+        from .conftest import PROJECT, clean
+
+        clean().succeeded()
+        assert stack.containers() == {}
+        for kind in ("network", "volume"):
+            label = f"--filter=label=com.docker.compose.project={PROJECT}"
+            assert stack.engine.run("docker", kind, "ls", "--quiet", label) == ""
+        assert not stack.engine.succeeds("test", "-e", DIRECTORY)
+        assert not stack.engine.succeeds("test", "-e", str(SETTINGS["postgres_data_dir"]))
+
+        began = time.monotonic()
+        site_yml().succeeded()
+        assert time.monotonic() - began < 60
+        assert stack.healthy()
+        assert stack.site.patiently("GET", "/api/items").json()["items"] == [], "no demo data here"
+
+    def test_wrong_answer_removes_nothing(self, stack: Stack) -> None:
+        """CS-13: a slip of the hand must not cost the data."""
+        before = stack.lives()
+        run = playbook(INVENTORY, name="clean.yml", variables={"clean_confirm": "yes"})
+        refused(run, "Nothing was removed")
+        assert stack.lives() == before
