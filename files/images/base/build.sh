@@ -6,6 +6,16 @@ set -eu
 reference=$1 suite=$2 mirror=$3 security=$4
 signed='deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]'
 
+# Of two runs at once the second takes what the first has made: services must not stand on two bases.
+exec 9>/var/lock/compose-stack-base
+flock 9
+if docker image inspect "$reference" >/dev/null 2>&1; then
+    exit 0
+fi
+
+# Equal packages make an equal layer, which Docker then keeps once.
+export SOURCE_DATE_EPOCH=1735689600
+
 # A pipe into `docker import` would tag half an image when mmdebstrap fails: go through a file.
 scratch=$(mktemp -d /var/tmp/compose-stack-base.XXXXXX)
 trap 'rm -rf "$scratch"' EXIT
