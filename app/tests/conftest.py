@@ -306,6 +306,11 @@ class Gunicorn:
             connection.close()
         return Answer(response.status, response.headers, content, time.monotonic() - started)
 
+    def workers(self) -> list[int]:
+        """Process ids of the master's children."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return [int(pid) for pid in children.read_text().split()]
+
     def logs(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 

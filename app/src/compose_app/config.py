@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    IPvAnyNetwork,
+    SecretStr,
+    ValidationError,
+)
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -106,7 +113,7 @@ class ServerSettings(_Environ):
     worker_tmp_dir: Path = Field(Path("/dev/shm"), alias="API_WORKER_TMP_DIR")  # noqa: S108 - heartbeats must not wait for a disk
     metrics_port: int = Field(9100, alias="METRICS_PORT", ge=0, le=65535)
     """TCP port of the metrics listener; 0 turns it off."""
-    metrics_subnet: IPv4Network | IPv6Network | None = Field(None, alias="METRICS_SUBNET")
+    metrics_subnet: IPvAnyNetwork | None = Field(None, alias="METRICS_SUBNET")
     """Network whose address the metrics listener binds; absent, that of METRICS_HOST."""
     metrics_host: str | None = Field(None, alias="METRICS_HOST")
     """Name of this container, or of any other, in the network; absent too, loopback."""

@@ -89,7 +89,7 @@ class Database:
     def _connected(self) -> _Connection:
         connection = self._connection
         if connection is not None:
-            if not _hung_up(connection):
+            if not connection.closed and not _hung_up(connection):
                 return connection
             self.close()
         connection = _Connection.connect(self._conninfo, autocommit=True, row_factory=dict_row)
@@ -106,19 +106,11 @@ class Database:
 
 
 def _hung_up(connection: _Connection) -> bool:
-    """Whether the server has closed an idle connection; costs one poll(2).
+    """Whether the server has something to say on an idle connection; costs one poll(2).
 
-    Seen before a statement is sent, it can be sent on a new connection without the risk of
-    running it twice.
+    That is its farewell, or rarely a changed setting. Known before a statement is sent, the
+    statement can go to a new connection without the risk of running twice.
     """
-    if connection.closed:
-        return True
     poll = select.poll()
-    poll.register(connection.fileno(), select.POLLIN | select.POLLHUP | select.POLLERR)
-    if not poll.poll(0):
-        return False
-    try:
-        connection.pgconn.consume_input()
-    except psycopg.OperationalError:
-        return True
-    return False
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -88,7 +89,13 @@ def when_ready(_server_: Arbiter) -> None:
 
 
 def post_fork(_server_: Arbiter, _worker: Worker) -> None:
-    """Under reload, make the worker import afresh what the master has imported before."""
+    """Make a worker forget what it has of the master.
+
+    Until a worker sets its own handlers it has the master's, which would swallow a SIGTERM: the
+    master would then wait out `graceful_timeout`. Under reload, modules that the master has
+    imported are imported afresh.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if reload:
         for name in [name for name in sys.modules if name.partition(".")[0] == "compose_app"]:
             if name != __name__:

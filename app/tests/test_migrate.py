@@ -1,0 +1,145 @@
+"""FS-3, UT-5, CS-15: `compose-app migrate`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from conftest import SRC, Backends, free_port
+
+
+def run(
+    backends: Backends, command: str = "migrate", src: Path = SRC, **changes: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "compose_app", command],
+        env={"PATH": os.environ["PATH"], **backends.environ, "PYTHONPATH": str(src), **changes},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def names(backends: Backends) -> list[str]:
+    with backends.connect() as connection:
+        return [row[0] for row in connection.execute("SELECT name FROM items ORDER BY id")]
+
+
+@pytest.fixture
+def empty(clean: Backends) -> Backends:
+    """The database as it is before the first migration."""
+    with clean.connect() as connection:
+        connection.execute("DROP TABLE items, alembic_version")
+    return clean
+
+
+@pytest.fixture
+def broken(tmp_path: Path, clean: Backends) -> Path:
+    """A source tree whose second migration works and whose third does not."""
+    src = tmp_path / "src"
+    shutil.copytree(SRC, src, ignore=shutil.ignore_patterns("__pycache__"))
+    for revision, before, statement in (
+        ("0002", "0001", "ALTER TABLE items ADD COLUMN colour text"),
+        ("0003", "0002", "ALTER TABLE items ADD COLUMN colour text"),
+    ):
+        (src / "compose_app" / "migrations" / "versions" / f"{revision}_x.py").write_text(
+            f"from alembic import op\nrevision = '{revision}'\ndown_revision = '{before}'\n"
+            f"def upgrade() -> None:\n    op.execute('{statement}')\n"
+        )
+    return src
+
+
+def test_twice(empty: Backends) -> None:
+    """FS-3: in order, once, and safe to run again; the application's role may use the table."""
+    for _ in range(2):
+        done = run(empty)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "schema is up to date" in done.stdout
+    with empty.connect("app", "app-password") as connection:
+        connection.execute("INSERT INTO items VALUES (DEFAULT, 'a', '', 1, 1)")
+        assert connection.execute("SELECT count(*) FROM items").fetchone() == (1,)
+        with pytest.raises(Exception, match="must be owner"):
+            connection.execute("DROP TABLE items")
+
+
+def test_at_the_same_time(empty: Backends) -> None:
+    """FS-3: several at once wait for one another."""
+    with ThreadPoolExecutor(3) as pool:
+        done = list(pool.map(lambda _: run(empty, API_SEED_DEMO_DATA="1"), range(3)))
+    assert [result.returncode for result in done] == [0, 0, 0], done
+    assert len(names(empty)) == 5
+
+
+def test_failing(clean: Backends, broken: Path) -> None:
+    """FS-3: a failing migration exits non-zero, says why, and leaves the schema as it was."""
+    done = run(clean, src=broken)
+    assert done.returncode == 1
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert last["event"] == "migration failed, schema unchanged"
+    assert "colour" in last["error"]
+    with clean.connect() as connection:
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [
+            ("0001",)
+        ]
+        columns = connection.execute(
+            "SELECT count(*) FROM information_schema.columns WHERE column_name = 'colour'"
+        ).fetchone()
+    assert columns == (0,)
+    assert run(clean).returncode == 0
+
+
+def test_database_away(clean: Backends) -> None:
+    """FS-3: the wait for the database has an end."""
+    started = time.monotonic()
+    done = run(
+        clean,
+        MIGRATION_DATABASE_URL=f"postgresql://app_owner@127.0.0.1:{free_port()}/app",
+        MIGRATION_WAIT_SECONDS="1",
+    )
+    assert done.returncode == 1
+    assert "waiting for the database" in done.stdout
+    assert time.monotonic() - started < 20
+
+
+def test_locked_table(clean: Backends, broken: Path) -> None:
+    """FS-3: a migration gives up on a lock rather than hold up all requests behind it."""
+    env = (broken / "compose_app" / "migrate.py").read_text()
+    (broken / "compose_app" / "migrate.py").write_text(
+        env.replace("LOCK_TIMEOUT = 10", "LOCK_TIMEOUT = 1")
+    )
+    with clean.connect() as connection, connection.transaction():
+        connection.execute("SELECT count(*) FROM items")
+        done = run(clean, src=broken)
+    assert done.returncode == 1
+    assert "lock timeout" in done.stdout
+
+
+def test_demo_data(clean: Backends) -> None:
+    """CS-15: only when asked for, and only once."""
+    assert run(clean).returncode == 0
+    assert names(clean) == []
+    for _ in range(2):
+        assert run(clean, API_SEED_DEMO_DATA="1").returncode == 0
+        assert len(names(clean)) == 5
+
+
+def test_wrong_password(clean: Backends, tmp_path: Path) -> None:
+    """FS-3: a clear line, and the password is not in it."""
+    (tmp_path / "secret").write_text("hunter2")
+    done = run(
+        clean,
+        MIGRATION_DATABASE_PASSWORD_FILE=str(tmp_path / "secret"),
+        MIGRATION_WAIT_SECONDS="1",
+    )
+    assert done.returncode == 1
+    assert "password authentication failed" in done.stdout
+    assert "hunter2" not in done.stdout + done.stderr
