@@ -42,12 +42,20 @@ _list:
   elements: dict
 """
 
+import importlib
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+import ansible.module_utils
 from ansible.errors import AnsibleError
-from ansible.module_utils.certificates import Pair, UnusableError, describe, load_chain, load_key
 from ansible.plugins.lookup import LookupBase
+
+# Ansible ships a project's module_utils to targets, but does not make them importable here.
+_MODULE_UTILS = str(Path(__file__).resolve().parents[1] / "module_utils")
+if _MODULE_UTILS not in ansible.module_utils.__path__:
+    ansible.module_utils.__path__.append(_MODULE_UTILS)
+certificates = importlib.import_module("ansible.module_utils.certificates")
 
 
 class LookupModule(LookupBase):
@@ -58,32 +66,34 @@ class LookupModule(LookupBase):
         if len(terms) != 2:
             raise AnsibleError("the certificate lookup takes two paths: certificate, private key")
         problems: list[str] = []
-        certificate: dict[str, Any] = {}
+        description: dict[str, Any] = {}
         chain = key = None
-        for path, load in zip(terms, (load_chain, load_key), strict=True):
+        for path, load in zip(terms, (certificates.load_chain, certificates.load_key), strict=True):
             try:
                 loaded: Any = load(self._read(path, variables))
-            except (UnusableError, AnsibleError) as error:
+            except (certificates.UnusableError, AnsibleError) as error:
                 problems.append(f"{path} {error}")
                 continue
-            if load is load_chain:
+            if load is certificates.load_chain:
                 chain = loaded
             else:
                 key = loaded
         if chain:
-            certificate = describe(chain[0])
+            description = certificates.describe(chain[0])
         if chain and key:
             names: list[str] = self.get_option("names")
-            problems += Pair(chain, key).problems(names, datetime.now(UTC))
-        return [{"problems": problems, "certificate": certificate}]
+            problems += certificates.Pair(chain, key).problems(names, datetime.now(UTC))
+        return [{"problems": problems, "certificate": description}]
 
     def _read(self, path: str, variables: dict[str, Any] | None) -> bytes:
         found = self.find_file_in_search_path(variables, "files", path, ignore_missing=True)
         if not found:
-            raise UnusableError("does not exist on the controller")
+            raise certificates.UnusableError("does not exist on the controller")
         try:
             content: str = self._loader.get_text_file_contents(found)
         except Exception as error:  # unreadable, not decryptable or not text
             cause = error.__cause__ or error
-            raise UnusableError(f"cannot be read on the controller ({cause})") from error
-        return content.encode()
+            raise certificates.UnusableError(
+                f"cannot be read on the controller ({cause})"
+            ) from error
+        return content.encode(errors="surrogateescape")  # how Ansible reads what is not text
