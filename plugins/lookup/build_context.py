@@ -9,8 +9,8 @@ description:
   - Reads directories as C(docker build) would, C(.dockerignore) included, on the controller.
   - By default returns a digest of names, contents and executable bits, for use as an image tag - an
     image with that tag is up to date and needs no build.
-  - With O(archive) returns the same files as a base64 encoded C(tar.gz), small enough to travel as the
-    standard input of one command.
+  - With O(archive) returns the same files as a base64 encoded C(tar.gz), small enough to travel as
+    the standard input of one command.
   - Owners, times and the umask of the checkout have no influence on either.
 options:
   _terms:
@@ -36,11 +36,12 @@ options:
 EXAMPLES = r"""
 - name: Name the image after what it is made of
   ansible.builtin.set_fact:
-    redis_ref: "compose-stack/redis:{{ lookup('build_context', 'files/images/redis', inputs=[base_ref]) }}"
+    redis_tag: "{{ lookup('build_context', 'files/images/redis', inputs=[base_ref]) }}"
 
 - name: Send the context and build it
   ansible.builtin.command:
-    argv: [sh, -c, 'base64 -d | tar -xz -C "$1" && docker build "$1/redis"', build, /var/tmp/context]
+    argv: [sh, -c, 'base64 -d | tar -xz && docker build redis']
+    chdir: /var/tmp/context
     stdin: "{{ lookup('build_context', 'files/images/redis', archive=true) }}"
   changed_when: true
 """

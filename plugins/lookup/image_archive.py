@@ -6,9 +6,10 @@ DOCUMENTATION = r"""
 name: image_archive
 short_description: Images, architecture and integrity of a C(docker save) archive
 description:
-  - Reads an archive made by C(docker save) of Docker 25 or later on the controller, without unpacking it.
-  - Truncation and missing layers show at once. With O(verify) every layer and configuration is hashed and
-    compared with its digest, a few seconds for each gigabyte.
+  - Reads an archive made by C(docker save) of Docker 25 or later on the controller, without
+    unpacking it.
+  - Truncation and missing layers show at once. With O(verify) every layer and configuration is
+    hashed and compared with its digest, a few seconds for each gigabyte.
 options:
   _terms:
     description: Paths of the archives, relative ones to the working directory.
@@ -124,8 +125,8 @@ def inspect(path: Path, *, verify: bool) -> dict[str, Any]:
             return description
     except FileNotFoundError as error:
         raise AnsibleError(
-            f"{path}: there is no such file on this machine. Make it with `make bundle` where images"
-            " can be built or pulled, copy it here, and name it in images_archive."
+            f"{path}: there is no such file on this machine. Make it with `make bundle` where"
+            " images can be built or pulled, copy it here, and name it in images_archive."
         ) from error
     except (tarfile.TarError, EOFError) as error:
         raise AnsibleError(f"{path}: no whole tar archive ({error}). {REMEDY}") from error

@@ -7,8 +7,8 @@ DOCUMENTATION = r"""
 module: registry_ping
 short_description: Whether a container registry answers in time
 description:
-  - Asks the registry that serves an image for its API version, and gives up after O(timeout) seconds
-    altogether, name resolution included.
+  - Asks the registry that serves an image for its API version, and gives up after O(timeout)
+    seconds altogether, name resolution included.
   - A demand for a login is an answer. Nothing is pulled.
 options:
   reference:
@@ -66,7 +66,7 @@ def registry_url(reference: str) -> str:
 
 def ask(url: str, timeout: float) -> tuple[bool, str]:
     try:
-        with urllib.request.urlopen(url, timeout=timeout) as response:
+        with urllib.request.urlopen(url, timeout=timeout) as response:  # noqa: S310 - http(s) only
             status = response.status
     except urllib.error.HTTPError as error:
         status = error.code
@@ -76,7 +76,7 @@ def ask(url: str, timeout: float) -> tuple[bool, str]:
 
 
 def ping(url: str, timeout: float) -> tuple[bool, str]:
-    """Name resolution ignores socket timeouts, so the question is asked in a thread that may be left behind."""
+    """Name resolution knows no timeout, so a thread asks, and is left behind when it is late."""
     answer = [(False, f"{url}: no answer within {timeout:g} s")]
 
     def work() -> None:

@@ -21,6 +21,7 @@ scratch=$(mktemp -d /var/tmp/compose-stack-base.XXXXXX)
 trap 'rm -rf "$scratch"' EXIT
 trap 'exit 130' INT TERM
 
+# shellcheck disable=SC2016 # mmdebstrap's shell expands the hooks
 TMPDIR=$scratch mmdebstrap --mode=root --variant=apt --include=passwd \
     --aptopt='Acquire::Languages "none"' \
     --aptopt='APT::Install-Recommends "false"' \
