@@ -18,6 +18,9 @@ RULES = "_preflight_rules"
 RENAMED = "_preflight_renamed"
 ALLOWED = "preflight_allowed_variables"
 
+# The role whose fragment includes those of the others.
+PROJECT = "stack"
+
 # How alike two names must be: one with a role's prefix, and any other.
 SUGGESTION = 0.6
 MISSPELT = 0.88
@@ -27,6 +30,7 @@ class Roles(NamedTuple):
     """What the roles say about their variables."""
 
     names: list[str]
+    rooms: list[str]
     options: dict[str, dict[str, Any]]
     values: dict[str, Any]
 
@@ -45,6 +49,7 @@ class ActionModule(ActionBase):  # type: ignore[misc, unused-ignore]
         result: dict[str, Any] = super().run(tmp, task_vars)
         roles = self._load_roles(Path(task_vars["role_path"]).parent)
         self._variables = {**roles.values, **task_vars}
+        self._variables["preflight_rooms"] = roles.rooms
         self._evaluator = self._templar.copy_with_new_env(available_variables=self._variables)
 
         names = self._check_names(roles, task_vars)
@@ -66,9 +71,11 @@ class ActionModule(ActionBase):  # type: ignore[misc, unused-ignore]
     # Variables
 
     def _load_roles(self, directory: Path) -> Roles:
-        roles = Roles([], {}, {})
+        roles = Roles([], [], {}, {})
         for role in sorted(path for path in directory.iterdir() if path.is_dir()):
             roles.names.append(role.name)
+            if role.name != PROJECT and any((role / "templates").glob("compose.yml*")):
+                roles.rooms.append(role.name)
             specs = self._load(role / "meta" / "argument_specs.yml").get("argument_specs", {})
             roles.options.update((specs.get("main") or {}).get("options") or {})
             for part in ("defaults", "vars"):

@@ -42,6 +42,9 @@ RELOADABLE = frozenset(
     }
 )
 
+# What the engine reports about itself, so that it can be compared with daemon.json.
+OBSERVABLE = frozenset({"data-root", "ip", "live-restore", "log-driver", "no-new-privileges"})
+
 
 class EngineError(Exception):
     """The engine answered with an error or not at all."""
@@ -112,10 +115,10 @@ def daemon_pid() -> int | None:
     return pid if name == "dockerd" else None
 
 
-def read_daemon_options(path: str = DAEMON_JSON) -> tuple[dict[str, Any] | None, str]:
+def read_daemon_options() -> tuple[dict[str, Any] | None, str]:
     """Return the content of daemon.json (None when absent) and what is wrong with it."""
     try:
-        options = json.loads(Path(path).read_text(encoding="utf-8") or "{}")
+        options = json.loads(Path(DAEMON_JSON).read_text(encoding="utf-8") or "{}")
     except FileNotFoundError:
         return None, ""
     except (OSError, ValueError) as error:
@@ -142,11 +145,9 @@ def merge_daemon_options(existing: dict[str, Any], wanted: dict[str, Any]) -> di
     return merged
 
 
-def pending_options(engine: Engine, info: dict[str, Any], options: dict[str, Any]) -> list[str]:
-    """Return which keys of daemon.json the running daemon is known not to have taken up yet.
-
-    Only what the engine reports about itself can be compared.
-    """
+def pending_options(engine: Engine, options: dict[str, Any]) -> list[str]:
+    """Return which observable keys of daemon.json the running daemon has not taken up yet."""
+    info = engine.get("/info")
     effective: dict[str, Any] = {
         "live-restore": info.get("LiveRestoreEnabled"),
         "log-driver": info.get("LoggingDriver"),
@@ -231,5 +232,5 @@ def docker_facts() -> dict[str, Any]:
     facts["containers_running"] = info["ContainersRunning"]
     facts["idle"] = info["ContainersRunning"] == 0 and not clients_connected()
     facts["swarm"] = (info.get("Swarm") or {}).get("LocalNodeState") == "active"
-    facts["restart_pending"] = pending_options(engine, info, options or {})
+    facts["restart_pending"] = pending_options(engine, options or {})
     return facts

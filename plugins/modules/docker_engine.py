@@ -95,11 +95,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.docker_host import (
     DAEMON_JSON,
+    OBSERVABLE,
     RELOADABLE,
     Engine,
     EngineError,
     docker_facts,
     merge_daemon_options,
+    pending_options,
 )
 
 if TYPE_CHECKING:
@@ -127,6 +129,8 @@ class DockerEngine:
         self.actions: list[str] = []
         self.diff: list[dict[str, str]] = []
         self.systemd = Path("/run/systemd/system").is_dir()
+        self.options: dict[str, Any] = {}
+        self.waiting: set[str] = set()
         self.process: subprocess.Popen[bytes] | None = None
 
     def fail(self, cause: str, remedy: str) -> NoReturn:
@@ -155,6 +159,7 @@ class DockerEngine:
     def final_facts(self) -> dict[str, Any]:
         docker: dict[str, Any] = docker_facts()
         docker["daemon_options_current"] = True
+        docker["restart_pending"] = sorted({*docker["restart_pending"], *self.waiting})
         missing = [
             part
             for part, found in (
@@ -335,6 +340,7 @@ class DockerEngine:
             )
         existing: dict[str, Any] = docker["daemon_options"] or {}
         merged = merge_daemon_options(existing, self.params["daemon_options"])
+        self.options = merged
         if docker["swarm"] and merged.get("live-restore"):
             self.fail(
                 "This host is part of a Docker Swarm, which refuses to work with live-restore.",
@@ -388,17 +394,18 @@ class DockerEngine:
 
     def apply(self, docker: dict[str, Any], changed_keys: set[str]) -> None:
         """Let a running daemon take up its settings, as gently as they allow."""
-        pending = changed_keys | set(docker["restart_pending"])
-        if not pending:
-            return
+        pending = (changed_keys - OBSERVABLE) | set(pending_options(Engine(), self.options))
         if pending & RELOADABLE:
             # First: once live-restore is in force, containers outlive a restart.
             self.reload(docker)
-        if not pending - RELOADABLE:
+        waiting = pending - RELOADABLE
+        if not waiting:
             return
         policy = self.params["restart"]
         if policy == "always" or (policy == "idle" and docker["idle"]):
             self.restart(docker)
+        else:
+            self.waiting = waiting
 
     def reload(self, docker: dict[str, Any]) -> None:
         self.actions.append("reload the daemon")

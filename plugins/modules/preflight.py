@@ -181,31 +181,9 @@ from ansible.module_utils.docker_host import (
 
 CA_BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
 DEBIAN_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-SYSTEM_DIRECTORIES = frozenset(
-    [
-        "/",
-        "/bin",
-        "/boot",
-        "/dev",
-        "/etc",
-        "/home",
-        "/lib",
-        "/media",
-        "/mnt",
-        "/opt",
-        "/proc",
-        "/root",
-        "/run",
-        "/sbin",
-        "/srv",
-        "/sys",
-        "/tmp",
-        "/usr",
-        "/usr/local",
-        "/var",
-        "/var/lib",
-        "/var/tmp",
-    ]
+SYSTEM_DIRECTORIES = re.compile(
+    r"/(bin|boot|dev|etc|home|lib|media|mnt|opt|proc|root|run|sbin|srv|sys|tmp|usr|var)?"
+    r"|/usr/local|/var/(lib|tmp)"
 )
 PROJECT_LABEL = "com.docker.compose.project"
 
@@ -371,7 +349,9 @@ class Preflight:
         stack_dir, project = self.params["stack_dir"], self.params["stack_project"]
         if not stack_dir:
             return
-        if not stack_dir.startswith("/") or os.path.normpath(stack_dir) in SYSTEM_DIRECTORIES:
+        if not stack_dir.startswith("/") or SYSTEM_DIRECTORIES.fullmatch(
+            os.path.normpath(stack_dir)
+        ):
             self.problem(
                 f"stack_dir is '{stack_dir}'.",
                 "Set it to an absolute path of its own, such as /opt/compose-stack.",
@@ -419,7 +399,8 @@ class Preflight:
             if "PublicPort" in published
         }
         for entry in self.params["ports"]:
-            if entry["port"] not in ours:
+            # What cannot be a port at all is reported as a wrong value.
+            if entry["port"] not in ours and 0 < entry["port"] < 65536:
                 self.check_port(entry)
 
     def check_port(self, entry: dict[str, Any]) -> None:

@@ -1,0 +1,247 @@
+"""What the preflight's module makes of hosts that are not at hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from ansible.module_utils import docker_host
+
+from plugins.modules import preflight
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+Answers = dict[str, Any]
+
+
+class FakeEngine:
+    """Answers like a Docker Engine."""
+
+    def __init__(self, path: Path, answers: Answers) -> None:
+        self.path = path
+        self.answers = answers
+        self._server = socket.socket(socket.AF_UNIX)
+        self._server.bind(str(path))
+        self._server.listen()
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._server.accept()
+            except OSError:
+                self._server.close()
+                return
+            with connection:
+                target = connection.recv(65536).split()[1].decode().split("?")[0]
+                found = target in self.answers
+                body = json.dumps(self.answers.get(target, {})).encode()
+                status = b"200 OK" if found else b"404 Not Found"
+                connection.sendall(
+                    b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body)
+                )
+
+    def close(self) -> None:
+        self._server.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., FakeEngine]]:
+    """Puts an engine with the given answers in the place of this machine's."""
+    started = []
+    path = tmp_path / "docker.sock"
+    original = docker_host.Engine.__init__
+
+    def init(self: Any, _path: str = "", timeout: float = 2) -> None:
+        original(self, str(path), timeout)
+
+    monkeypatch.setattr(docker_host.Engine, "__init__", init)
+    monkeypatch.setattr(docker_host, "SOCKET", str(path))
+    monkeypatch.setattr(docker_host, "DAEMON_JSON", str(tmp_path / "daemon.json"))
+    monkeypatch.setattr(docker_host, "PID_FILE", str(tmp_path / "docker.pid"))
+
+    def start(*containers: dict[str, Any], **info: Any) -> FakeEngine:
+        answers = {
+            "/info": {
+                "ServerVersion": "26.1.5",
+                "DockerRootDir": str(tmp_path),
+                "ContainersRunning": len(containers),
+                "LiveRestoreEnabled": False,
+                "LoggingDriver": "json-file",
+                "SecurityOptions": ["name=seccomp,profile=builtin"],
+                **info,
+            },
+            "/containers/json": list(containers),
+            "/networks/bridge": {
+                "Options": {"com.docker.network.bridge.host_binding_ipv4": "0.0.0.0"}
+            },
+        }
+        started.append(FakeEngine(path, answers))
+        return started[-1]
+
+    yield start
+    for item in started:
+        item.close()
+
+
+def container(name: str, port: int, **labels: str) -> dict[str, Any]:
+    return {
+        "Id": "a" * 64,
+        "Names": [f"/{name}"],
+        "Labels": {f"com.docker.compose.project{k}": v for k, v in labels.items()},
+        "Ports": [{"IP": "0.0.0.0", "PrivatePort": 80, "PublicPort": port, "Type": "tcp"}],
+    }
+
+
+def project(name: str, directory: str) -> dict[str, Any]:
+    """A container of a Compose project."""
+    item = container(f"{name}-nginx-1", 8123)
+    item["Labels"] = {
+        "com.docker.compose.project": name,
+        "com.docker.compose.project.working_dir": directory,
+    }
+    return item
+
+
+def look(tmp_path: Path, **changes: Any) -> preflight.Preflight:
+    params: dict[str, Any] = {
+        "stack_dir": str(tmp_path / "stack"),
+        "stack_project": "shop",
+        "stack_entries": ["services"],
+        "ports": [],
+        "postgres_major": 0,
+        "postgres_data_dir": "",
+        "postgres_volume": "",
+        "distributions": [],
+        "architectures": [],
+        "python_min": "3.9",
+        "engine_min": "25",
+        "compose_min": "2.20.3",
+        "memory_mb": 0,
+        "disk_stack_mb": 0,
+        "disk_docker_mb": 0,
+        "disk_images_mb": 0,
+        "clock_skew_seconds": 300,
+        "controller_time": 0,
+        "daemon_options": {},
+        "packages": [],
+        "become_error": "",
+        **changes,
+    }
+    found = preflight.Preflight(params)
+    found.run()
+    return found
+
+
+def causes(found: preflight.Preflight) -> str:
+    return "\n".join(item["cause"] for item in found.problems)
+
+
+PORT = [{"variable": "nginx_http_port", "port": 8123, "address": "127.0.0.1"}]
+
+
+def test_port_of_a_container(engine: Callable[..., FakeEngine], tmp_path: Path) -> None:
+    """Bad input: a port in use, said by what, without a process to be seen."""
+    engine(container("blog", 8123))
+    assert "in use by the container blog" in causes(look(tmp_path, ports=PORT))
+
+
+def test_port_of_our_own_container(engine: Callable[..., FakeEngine], tmp_path: Path) -> None:
+    engine(project("shop", str(tmp_path / "stack")))
+    assert look(tmp_path, ports=PORT).problems == []
+
+
+def test_project_of_the_same_name(engine: Callable[..., FakeEngine], tmp_path: Path) -> None:
+    engine(project("shop", "/srv/other"))
+    assert "named 'shop' has containers on this host, from /srv/other" in causes(look(tmp_path))
+
+
+def test_old_engine(engine: Callable[..., FakeEngine], tmp_path: Path) -> None:
+    engine(ServerVersion="20.10.24+dfsg1")
+    assert "Docker Engine 20.10.24+dfsg1 is too old" in causes(look(tmp_path))
+
+
+def test_engine_that_does_not_answer(engine: Callable[..., FakeEngine], tmp_path: Path) -> None:
+    """Bad input: Docker present but unreachable."""
+    mute = socket.socket(socket.AF_UNIX)
+    mute.bind(str(tmp_path / "docker.sock"))
+    mute.listen()
+    with mute:
+        found = look(tmp_path)
+    assert found.facts["docker"]["state"] == "unreachable"
+    assert "cannot be used" in causes(found)
+
+
+def test_broken_daemon_json(engine: Callable[..., FakeEngine], tmp_path: Path) -> None:
+    engine()
+    (tmp_path / "daemon.json").write_text("{,}")
+    assert "cannot be used" in causes(look(tmp_path))
+
+
+def test_settings_that_wait_for_a_restart(
+    engine: Callable[..., FakeEngine], tmp_path: Path
+) -> None:
+    wanted = {"ip": "127.0.0.1", "no-new-privileges": True, "log-driver": "json-file"}
+    (tmp_path / "daemon.json").write_text(json.dumps({**wanted, "foreign": 1}))
+    engine()
+    docker = look(tmp_path, daemon_options=wanted).facts["docker"]
+    assert docker["daemon_options_current"] is True
+    assert docker["restart_pending"] == ["ip", "no-new-privileges"]
+
+
+def test_merge_keeps_what_others_wrote() -> None:
+    existing = {
+        "mtu": 1400,
+        "debug": True,
+        "log-opts": {"tag": "x"},
+        "default-network-opts": {"overlay": {"a": "b"}},
+    }
+    wanted = {
+        "debug": None,
+        "log-opts": {"max-file": "3"},
+        "default-network-opts": {"bridge": {"c": "d"}},
+    }
+    assert docker_host.merge_daemon_options(existing, wanted) == {
+        "mtu": 1400,
+        "log-opts": {"max-file": "3"},
+        "default-network-opts": {"overlay": {"a": "b"}, "bridge": {"c": "d"}},
+    }
+
+
+def test_no_root_and_no_sudo(
+    engine: Callable[..., FakeEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bad input."""
+    engine()
+    monkeypatch.setattr(os, "geteuid", lambda: 65534)
+    monkeypatch.setattr("shutil.which", lambda *_args, **_options: None)
+    assert "is not root, and there is no sudo on the host" in causes(look(tmp_path))
+
+
+def test_clock(engine: Callable[..., FakeEngine], tmp_path: Path) -> None:
+    engine()
+    assert "behind the controller's" in causes(look(tmp_path, controller_time=2e10))
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("0100007F", "127.0.0.1"),
+        ("00000000000000000000000001000000", "::1"),
+        ("0000000000000000FFFF00000100007F", "127.0.0.1"),
+    ],
+)
+def test_addresses_of_the_kernels_table(text: str, address: str) -> None:
+    assert preflight.decode_address(text) == address
+
+
+def test_versions() -> None:
+    assert docker_host.version_tuple("2.26.1-4") == (2, 26, 1)
+    assert docker_host.version_tuple("v2.9") < docker_host.version_tuple("2.20.3")

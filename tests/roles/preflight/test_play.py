@@ -1,0 +1,229 @@
+"""The preflight, run for real against this machine, which it must leave as it is."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from tests.harness import ROOT, Run, listening, playbook
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PROBLEM = re.compile(r"^\s+(\d+)\. (.+)$", re.MULTILINE)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> dict[str, Any]:
+    """Variables that nothing is wrong with."""
+    return {
+        "stack_dir": str(tmp_path / "stack"),
+        "stack_project": "preflight-test",
+        "nginx_http_port": free_port(),
+        "nginx_https_port": free_port(),
+        "preflight_memory_mb": 64,
+        "preflight_disk_stack_mb": 1,
+        "preflight_disk_docker_mb": 1,
+        "preflight_disk_images_mb": 1,
+    }
+
+
+def preflight(variables: dict[str, Any], *options: str) -> Run:
+    return playbook(
+        "localhost,",
+        *options,
+        name="../tests/roles/preflight/play.yml",
+        variables={
+            "ansible_connection": "local",
+            "ansible_python_interpreter": sys.executable,
+            **variables,
+        },
+    )
+
+
+def shown_facts(run: Run) -> dict[str, Any]:
+    _, _, rest = run.succeeded().output.partition("    preflight_facts:\n")
+    return dict(yaml.safe_load(rest.split("\n\n")[0]))
+
+
+def report(run: Run) -> str:
+    """The message of a failed run, as the result shows it."""
+    run.failed()
+    assert run.changed == 0
+    return run.output[run.output.index("msg: |-") :]
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Run, int]]:
+    """One run in which all that can be wrong here is wrong."""
+    base = tmp_path_factory.mktemp("everything")
+    data = base / "data"
+    (data / "pgdata").mkdir(parents=True)
+    (data / "pgdata" / "PG_VERSION").write_text("15\n")
+    (base / "stack").mkdir()
+    (base / "stack" / "letters.txt").touch()
+    taken = free_port()
+    inventory = base / "group.yml"
+    inventory.write_text(
+        yaml.safe_dump(
+            {
+                "stack_dir": str(base / "stack"),
+                "stack_project": "preflight-test",
+                "stack_image_source": "registri",
+                "stack_server_names": ["https://example.com/"],
+                "nginx_http_port": taken,
+                "nginx_https_port": "https",
+                "nginx_htps_port": 8443,
+                "stak_dir": "/srv",
+                "api_cpus": "{{ no_such_thing }}",
+                "postgres_data_dir": str(data),
+                "preflight_disk_stack_mb": 10**9,
+                "redis_old_name": 1,
+                "_preflight_renamed": {"redis_old_name": "redis_data_dir"},
+            }
+        )
+    )
+    with listening(taken):
+        yield preflight({}, "-e", f"@{inventory}"), taken
+
+
+class TestEverything:
+    """Bad input: all of it in one message, and nothing changed."""
+
+    def test_names_the_process_that_holds_a_port(self, everything: tuple[Run, int]) -> None:
+        run, port = everything
+        text = report(run)
+        assert f"Port {port} (nginx_http_port) on 127.0.0.1 is in use by" in text
+        assert f"PID {os.getpid()}" in text
+
+    @pytest.mark.parametrize(
+        ("cause", "remedy"),
+        [
+            ("nginx_htps_port (", "Did you mean nginx_https_port?"),
+            ("stak_dir (", "Did you mean stack_dir?"),
+            ("redis_old_name (", "Call it redis_data_dir."),
+            ("nginx_https_port (", "Set nginx_https_port to a value of type int"),
+            ("stack_image_source (", "one of auto, registry, distro, archive"),
+            ("api_cpus (", "Define it"),
+            ("what is no host name: https://example.com/", "names alone"),
+            ("holds data of PostgreSQL 15; the stack runs PostgreSQL 17", "pg_dumpall"),
+            ("are free on the file system of stack_dir", "Free some space"),
+            ("holds something else (letters.txt)", "set another stack_dir"),
+        ],
+    )
+    def test_names_cause_and_remedy(
+        self, everything: tuple[Run, int], cause: str, remedy: str
+    ) -> None:
+        blocks = report(everything[0]).split("\n\n")
+        assert any(cause in block and remedy in block for block in blocks), cause
+
+    def test_says_where_a_variable_was_set(self, everything: tuple[Run, int]) -> None:
+        assert re.search(r"nginx_htps_port \(\S+group\.yml:\d+\)", report(everything[0]))
+
+    def test_counts_and_numbers_them(self, everything: tuple[Run, int]) -> None:
+        text = report(everything[0])
+        numbers = [int(number) for number, _ in PROBLEM.findall(text)]
+        assert numbers == list(range(1, 12)), text
+        assert "Preflight found 11 problems. Nothing was changed." in text
+
+
+def test_nothing_wrong(good: dict[str, Any]) -> None:
+    """Facts that others need, for one module execution, and nothing touched."""
+    run = preflight(good).succeeded()
+    assert run.executions == 1
+    assert run.changed == 0
+    assert not Path(good["stack_dir"]).exists()
+    facts = shown_facts(run)
+    assert facts["distribution"] in {"debian", "ubuntu"}
+    assert facts["service_manager"] in {"systemd", "none"}
+    assert facts["active_slot"] is None
+    assert facts["docker"]["state"] in {"running", "stopped", "absent"}
+
+
+def test_active_slot(good: dict[str, Any]) -> None:
+    sockets = Path(good["stack_dir"], "run", "sockets")
+    (sockets / "green").mkdir(parents=True)
+    (sockets / "active").symlink_to("green")
+    assert shown_facts(preflight(good))["active_slot"] == "green"
+
+
+def test_own_variables_can_be_allowed(good: dict[str, Any]) -> None:
+    good.update(redis_of_ours="x", preflight_allowed_variables=["redis_of_ours"])
+    preflight(good).succeeded()
+
+
+def test_a_wrong_secret_is_not_shown(good: dict[str, Any]) -> None:
+    """FS-8."""
+    text = report(preflight({**good, "secrets_values": "hunter2-in-the-wrong-place"}))
+    assert "secrets_values" in text
+    assert "hunter2" not in text
+
+
+RULES = [
+    (
+        {
+            "stack_services": ["postgres", "postgres", "prometeus", "api", "nginx"],
+            "stack_server_names": [],
+            "stack_project": "Big Project",
+            "nginx_http_port": 70000,
+            "nginx_https_port": 70000,
+            "postgres_data_dir": "data",
+            "tls_mode": "provided",
+            "stack_image_source": "archive",
+            "images_archive": "/nowhere.tar",
+            "preflight_distributions": ["plan9-4"],
+            "preflight_memory_mb": 10**9,
+        },
+        [
+            "stack_services names prometeus, which no role provides",
+            "names a service twice",
+            "has api but not redis",
+            "stack_server_names is empty",
+            "which Compose refuses",
+            "would publish the same port",
+            "not between 1 and 65535",
+            "'data', a relative path",
+            "tls_certificate_file ('') is no file",
+            "tls_private_key_file ('') is no file",
+            "images_archive ('/nowhere.tar') is no file",
+            "which is not supported",
+            "MiB of memory",
+        ],
+    ),
+    (
+        {
+            "stack_server_names": ["good.example.com", "a b"],
+            "stack_dir": "relative",
+            "nginx_publish_address": "192.0.2.1",
+        },
+        [
+            "is no host name: a b",
+            "stack_dir is 'relative'",
+            "192.0.2.1 is not an address of the host",
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("variables", "causes"), RULES, ids=["many", "others"])
+def test_rules(good: dict[str, Any], variables: dict[str, Any], causes: list[str]) -> None:
+    """Bad input that no single variable's type can tell."""
+    text = report(preflight({**good, **variables}))
+    assert [cause for cause in causes if cause not in text] == [], text
+
+
+def test_every_rule_has_a_case() -> None:
+    table = yaml.safe_load((ROOT / "roles" / "preflight" / "vars" / "main.yml").read_text())
+    assert len(table["_preflight_rules"]) == 12
