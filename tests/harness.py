@@ -120,7 +120,7 @@ def playbook(
                         interrupt_at = None
                         # The terminal sends Ctrl-C to the whole foreground group.
                         os.killpg(process.pid, signal.SIGINT)
-            returncode = process.wait()
+                returncode = process.wait()
         output = "".join(lines)
         assert not watchdog.fired, f"{command} took more than {seconds} s\n{output[-6000:]}"
         assert interrupt_at is None, f"{interrupt_at!r} never appeared\n{output[-6000:]}"
@@ -144,8 +144,10 @@ class _Watchdog:
     def __enter__(self) -> None:
         self._timer.start()
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._timer.cancel()
+        if kind is not None:
+            self._fire()
 
 
 @dataclass(frozen=True)

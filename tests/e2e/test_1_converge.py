@@ -16,7 +16,7 @@ from .conftest import SETTINGS, site_yml
 if TYPE_CHECKING:
     from tests.harness import Run, Stack
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(240, func_only=True)
 
 
 class TestConverge:

@@ -13,7 +13,7 @@ from tests.public import assert_headers
 if TYPE_CHECKING:
     from tests.harness import Stack
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(120, func_only=True)
 
 # Each path, and what it needs.
 NEEDS = {

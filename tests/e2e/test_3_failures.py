@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tests.harness import Run, Stack
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(300, func_only=True)
 
 
 class Watch:

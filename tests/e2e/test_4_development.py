@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tests.harness import Stack
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(240, func_only=True)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from .conftest import site_yml
 if TYPE_CHECKING:
     from tests.harness import Engine
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(180, func_only=True)
 
 # What logging in leaves behind, and Ansible's own scratch files.
 OWN = r"/(root|home/deploy)/\.(ansible|cache)|/var/log/|/var/lib/systemd/|/var/lib/private|/run/"

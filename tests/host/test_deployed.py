@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tests.harness import Stack
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(180, func_only=True)
 
 # TCP scan of a list of addresses and ports, run where a neighbour on the network would run it.
 SCAN = """
