@@ -72,6 +72,8 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = self._execute_module(
             module_name="render_tree", module_args=arguments, task_vars=variables
         )
+        # At -vvv it would show the arguments, and a secret may stand in a validation command.
+        result.pop("invocation", None)
         return result
 
     def _is_pipelining_enabled(self, module_style: str, wrap_async: bool = False) -> bool:

@@ -46,6 +46,7 @@ OTHER = "o"
 MASK = "********"
 NAME_DIGITS = 12
 LOCK_TIMEOUT = 60
+GRACE = 10
 OUTPUT_LINES = 20
 DIFF_LIMIT = 256 * 1024
 
@@ -162,7 +163,11 @@ class Modes:
         return self._special(path + "/", self.directory)
 
     def _special(self, path: str, default: int) -> int:
-        matches = [mode for pattern, mode in self.special if fnmatch.fnmatchcase(path, pattern)]
+        matches = [
+            mode
+            for pattern, mode in self.special
+            if pattern.endswith("/") == path.endswith("/") and fnmatch.fnmatchcase(path, pattern)
+        ]
         return matches[-1] if matches else default
 
 
@@ -228,7 +233,7 @@ def mask_previous(before: str, after: str, secrets: Sequence[str]) -> str:
     before = mask(before, secrets)
     for line in {mask(line, secrets) for line in after.splitlines()}:
         if MASK in line:
-            pattern = ".*".join(re.escape(part) for part in line.split(MASK))
+            pattern = ".+".join(re.escape(part) for part in line.split(MASK))
             former = re.compile(f"^{pattern}$", re.MULTILINE)
             before = former.sub(line.replace("\\", r"\\"), before)
     return before
@@ -573,6 +578,22 @@ def unpack(payload: str) -> tuple[dict[str, Entry], dict[str, str], list[str]]:
     return files, origins, document["secrets"]
 
 
+def _run(argv: Sequence[str], timeout: int) -> tuple[int, bytes]:
+    """Exit code and output of a command; one that takes too long may end what it started."""
+    with subprocess.Popen(
+        argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=GRACE)
+            process.kill()
+            raise
+        return process.returncode, output
+
+
 def validate(
     commands: Sequence[Sequence[str]],
     directory: str,
@@ -585,14 +606,7 @@ def validate(
         argv = [str(word).replace("%s", directory) for word in command]
         shown = mask(" ".join(argv), secrets)
         try:
-            done = subprocess.run(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                timeout=timeout,
-                check=False,
-            )
+            returncode, printed = _run(argv, timeout)
         except subprocess.TimeoutExpired:
             raise TreeError(
                 f"validation did not end within {timeout} s, the live files are unchanged: {shown}"
@@ -601,18 +615,16 @@ def validate(
             raise TreeError(
                 f"validation could not start, the live files are unchanged: {shown}: {error}"
             ) from None
-        if done.returncode != 0:
+        if returncode != 0:
             output = (
-                mask(done.stdout.decode(errors="replace"), secrets)
-                .strip()
-                .splitlines()[-OUTPUT_LINES:]
+                mask(printed.decode(errors="replace"), secrets).strip().splitlines()[-OUTPUT_LINES:]
             )
             named = [
                 path for path in sorted(origins, key=len, reverse=True) if path in "\n".join(output)
             ]
             source = f"\n{named[0]} was rendered from {origins[named[0]]}" if named else ""
             raise TreeError(
-                f"validation failed with exit code {done.returncode}, "
+                f"validation failed with exit code {returncode}, "
                 f"the live files are unchanged: {shown}\n" + "\n".join(output) + source
             )
 
