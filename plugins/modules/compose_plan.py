@@ -29,6 +29,8 @@ description:
     they run.
   - A service that others wait for with C(service_completed_successfully) may have exited with code
     0 instead.
+  - What C(docker compose up --no-deps) has started counts as changed, because compose hashes a
+    service without its dependencies then, and the next C(up) without that flag does recreate it.
   - C(docker compose up --dry-run) is no substitute. It needs the images and the daemon, and starts
     one-shot services
     again.
