@@ -86,7 +86,7 @@ def wait_for(what: str, probe: Callable[[], bool], seconds: float = 30) -> None:
     pytest.fail(f"{what} did not happen within {seconds} s: {last}")
 
 
-def _image(name: str) -> str:
+def image(name: str) -> str:
     if image := os.environ.get(f"STACK_IMAGE_{name.upper()}"):
         return image
     listed = subprocess.run(
@@ -114,7 +114,7 @@ class Container:
         self._docker(
             *("run", "--detach", "--name", self.name, "--user", user),
             *("--publish", f"127.0.0.1:{self.port}:{port}", "--memory", "512m", *options),
-            *("--entrypoint", "/bin/sh", _image(name), "-c", script),
+            *("--entrypoint", "/bin/sh", image(name), "-c", script),
         )
 
     def _docker(self, *args: str) -> None:
