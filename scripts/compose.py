@@ -64,8 +64,11 @@ def command(place: dict[str, Any], words: list[str], *, terminal: bool) -> list[
     if not terminal:
         script = script.replace("compose exec ", "compose exec --no-TTY ")
     directory = shlex.quote(place["directory"])
-    missing = f"echo 'There is no stack in {directory}: make up' >&2; exit 1"
-    script = f"cd {directory} 2>/dev/null && [ -e compose.yml ] || {{ {missing}; }}; {script}"
+    missing = f"There is no stack in {place['directory']}: make up"
+    script = (
+        f"cd {directory} 2> /dev/null && [ -e compose.yml ] "
+        f"|| {{ echo {shlex.quote(missing)} >&2; exit 1; }}; {script}"
+    )
     if place["connection"] == "local":
         allowed = os.geteuid() == 0 or os.access(DOCKER_SOCKET, os.W_OK)
         return ([] if allowed else ["sudo"]) + ["sh", "-c", script]
