@@ -312,6 +312,16 @@ class Site:
         except (requests.RequestException, OSError):
             return False
 
+    def raw(self, request: bytes) -> bytes:
+        """What comes back for bytes that no HTTP client would send."""
+        context = ssl.create_default_context(cafile=str(self.ca))
+        with (
+            socket.create_connection((self.address, self.https_port), timeout=10) as raw,
+            context.wrap_socket(raw, server_hostname=self.name) as wrapped,
+        ):
+            wrapped.sendall(request)
+            return b"".join(iter(lambda: wrapped.recv(65536), b""))
+
     def handshake(self, version: ssl.TLSVersion) -> str:
         """The protocol agreed on when the client offers just one; raises when refused."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -131,6 +131,17 @@ class PublicAddress:
         assert answer.json()["status"] == status
         assert_headers(answer)
 
+    @pytest.mark.parametrize(
+        ("request_line", "status"), [(b"BOGUS", 400), (b"GET / HTTP/1.1\r\nno colon", 400)]
+    )
+    def test_what_is_no_http(self, stack: Stack, request_line: bytes, status: int) -> None:
+        """CS-2, CS-9: never 500 for bad input, and the headers even then."""
+        reply = stack.site.raw(request_line + b"\r\n\r\n")
+        head, _, body = reply.partition(b"\r\n\r\n")
+        assert head.startswith(f"HTTP/1.1 {status} ".encode())
+        assert b"X-Frame-Options: DENY" in head
+        assert json.loads(body)["status"] == status
+
     def test_rate_limit(self, stack: Stack) -> None:
         """CS-8: 429 with Retry-After, and the headers; CS-2."""
         answers = flood(stack.site)

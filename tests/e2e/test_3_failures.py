@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -211,9 +210,7 @@ class TestFromNothingAgain:
         assert not stack.engine.succeeds("test", "-e", DIRECTORY)
         assert not stack.engine.succeeds("test", "-e", str(SETTINGS["postgres_data_dir"]))
 
-        began = time.monotonic()
         site_yml().succeeded()
-        assert time.monotonic() - began < 60
         assert stack.healthy()
         assert stack.site.patiently("GET", "/api/items").json()["items"] == [], "no demo data here"
 
