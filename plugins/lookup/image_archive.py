@@ -44,9 +44,13 @@ _raw:
       description: Every reference in the archive.
       type: list
       elements: str
-    architectures:
-      description: Architecture of each reference, as Docker names it.
+    names:
+      description: Reference by the last part of the repository's name, such as C(nginx).
       type: dict
+    architectures:
+      description: Architectures the images are made for, as Docker names them.
+      type: list
+      elements: str
 """
 
 import hashlib
@@ -90,17 +94,22 @@ class Archive:
             raise self._broken(f"{name} is damaged ({error})") from error
 
     def describe(self) -> dict[str, Any]:
-        architectures: dict[str, str] = {}
+        references: list[str] = []
+        architectures: set[str] = set()
         for image in self._read_json("manifest.json"):
             for layer in image["Layers"]:
                 self._open(layer)
-            architecture = self._read_json(image["Config"])["architecture"]
-            architectures.update(dict.fromkeys(image["RepoTags"] or [], architecture))
+            references.extend(image["RepoTags"] or [])
+            architectures.add(self._read_json(image["Config"])["architecture"])
         return {
             "path": str(self._path),
             "size": self._path.stat().st_size,
-            "references": sorted(architectures),
-            "architectures": architectures,
+            "references": sorted(references),
+            "names": {
+                reference.rpartition(":")[0].rpartition("/")[2]: reference
+                for reference in references
+            },
+            "architectures": sorted(architectures),
         }
 
     def verify(self) -> None:
