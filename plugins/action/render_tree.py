@@ -68,7 +68,9 @@ class ActionModule(ActionBase):
                 f"{PAYLOAD_LIMIT >> 20} MiB at most: copy large files apart"
             )
         self._payload_size = len(payload)
-        arguments = {**params, "secrets": [], "_payload": payload}
+        # Paths as they were given: validation has expanded ~ to the controller's home.
+        paths = {name: self._task.args.get(name) for name in ("dest", "stage")}
+        arguments = {**params, **paths, "secrets": [], "_payload": payload}
         result: dict[str, Any] = self._execute_module(
             module_name="render_tree", module_args=arguments, task_vars=variables
         )
@@ -171,7 +173,8 @@ class ActionModule(ActionBase):
             where = f"{os.path.relpath(path)}{_line(text, error)}"
             raise AnsibleActionFail(f"render_tree: cannot render {where}: {error}") from error
         if not isinstance(rendered, str):  # a lone expression keeps its type and loses its newline
-            rendered = f"{rendered}\n" if text.endswith("\n") else str(rendered)
+            plain = "" if rendered is None else str(rendered)
+            rendered = f"{plain}\n" if text.endswith("\n") else plain
         return rendered.encode()
 
     def _read(self, path: Path, secrets: list[str]) -> bytes:
@@ -254,7 +257,8 @@ def _argument_spec() -> dict[str, Any]:
 @functools.cache
 def _is_vault_file(path: str) -> bool:
     try:
-        return Path(path).open("rb").read(14) == b"$ANSIBLE_VAULT"
+        with Path(path).open("rb") as file:
+            return file.read(14) == b"$ANSIBLE_VAULT"
     except OSError:
         return False
 

@@ -50,7 +50,7 @@ def test_what_is_rendered_and_what_is_copied(project: Project) -> None:
     project.template("boot/start.sh", "#!/bin/sh\n{{ not rendered }}\n", 0o755)
     project.template("boot/logo.bin", binary)
     project.template("config/a.conf.j2", "{% for i in [1, 2] %}\n{{ i }}\n{% endfor %}\nend\n")
-    project.template("config/b.conf.j2", "{% include '_part.j2' %}")
+    project.template("config/b.conf.j2", "{% include '_part.j2' %}\n")
     project.template("config/_part.j2", "part of {{ name }}\n")
     project.template("config/number.j2", "{{ 7 }}")
     project.template("config/empty.conf.j2", "{% if false %}x{% endif %}\n")

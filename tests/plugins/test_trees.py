@@ -516,6 +516,16 @@ def test_activation_and_the_way_back(tmp_path: Path) -> None:
     }
 
 
+def test_the_tree_before_is_kept_for_the_way_back(tmp_path: Path) -> None:
+    dest, stage = tmp_path / "services", tmp_path / "stage"
+    for value in ("1", "2", "3"):
+        stage_rooms(stage, dest, {"redis": {"a": value}})
+        result = activate(dest, stage, keep_trees=1)
+    assert len(list((dest / "redis" / "trees").iterdir())) == 2
+    restore(dest, result["previous"])
+    assert live_rooms(dest) == {"redis": {"a": "2"}}
+
+
 def test_activation_repairs_drift(tmp_path: Path) -> None:
     dest, stage = tmp_path / "services", tmp_path / "stage"
     rooms = {"redis": {"a": "1"}}
