@@ -116,7 +116,10 @@ POLICY_TEXT = """#!/bin/sh
 exit 101
 """
 APT_OPTIONS = ("-o", "Acquire::Retries=2", "-o", "Acquire::http::Timeout=30")
-LOCKED = re.compile(r"Could not get lock \S+( It is held by process \d+ \([^)]*\))?")
+SOURCE_PREFIX = "compose-stack-"
+LOCKED = re.compile(
+    r"Could not get lock [^\n]*|dpkg[^\n]* lock was locked by another process[^\n]*"
+)
 
 
 class DockerEngine:
@@ -290,7 +293,7 @@ class DockerEngine:
             if time.monotonic() > deadline:
                 self.fail(
                     f"Another package manager has been busy for {self.params['lock_seconds']} s: "
-                    f"{locked.group()}.",
+                    f"{locked.group().strip()}",
                     "Wait until it is done (unattended-upgrades may take minutes), then run "
                     "this again; docker_apt_lock_seconds sets the patience.",
                 )
@@ -539,7 +542,7 @@ def host_mirror() -> str:
     """Return the Debian mirror that the host itself uses."""
     found = []
     for path in [*Path("/etc/apt/sources.list.d").glob("*"), Path("/etc/apt/sources.list")]:
-        if not path.is_file():
+        if not path.is_file() or path.name.startswith(SOURCE_PREFIX):
             continue
         text = path.read_text(encoding="utf-8", errors="replace")
         if path.suffix == ".sources":
