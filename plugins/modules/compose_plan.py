@@ -104,6 +104,11 @@ services:
   returned: success
   type: dict
   sample: {api: recreate, redis: keep}
+containers:
+  description: How many containers each service has now, for those that have any.
+  returned: success
+  type: dict
+  sample: {api: 2, redis: 1}
 reasons:
   description: Why, for each service that is not kept or is unhealthy.
   returned: success
@@ -272,6 +277,7 @@ def make_plan(
     return {
         "changed": bool(work),
         "services": actions,
+        "containers": {name: len(there) for name, there in present.items()},
         "reasons": reasons,
         "unhealthy": unhealthy,
         "starting": starting,

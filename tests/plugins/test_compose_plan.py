@@ -106,6 +106,12 @@ def test_nothing_to_do_is_no_change() -> None:
     assert result["diff"] == {"before": "", "after": ""}
 
 
+def test_containers_are_counted() -> None:
+    """FS-3: the slot that serves keeps its size while another size starts in the other."""
+    result = make_plan({"api": Service("hash", 3)}, [container(), container(), container("redis")])
+    assert result["containers"] == {"api": 2, "redis": 1}
+
+
 def test_inactive_profiles_are_told_and_left_alone() -> None:
     result = make_plan({}, [container("debug"), container("orphan")], disabled=["debug"])
     assert result["services"] == {"debug": "keep", "orphan": "remove"}
