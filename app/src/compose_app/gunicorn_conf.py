@@ -7,7 +7,6 @@ Names without underscore are gunicorn's settings (seconds where they are times) 
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import signal
@@ -74,13 +73,7 @@ preload_app = not _server.reload
 
 
 def when_ready(_server_: Arbiter) -> None:
-    """Record the socket for the health check and open the metrics listener.
-
-    What is loaded by now is taken out of garbage collection: collecting writes to every object,
-    and each worker would get a copy of its own of what it shares with the master.
-    """
-    gc.collect()
-    gc.freeze()
+    """Record the socket for the health check and open the metrics listener."""
     (_server.run_dir / _sockets.RECORD).write_text(str(_socket), encoding="utf-8")
     if _server.metrics_port:
         from compose_app import metrics_server

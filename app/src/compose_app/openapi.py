@@ -150,7 +150,7 @@ class Api(OpenAPI):
                 title="compose-app",
                 version=__version__,
                 description="Items in PostgreSQL and a cache in Redis. Every error is a problem "
-                "document (RFC 9457). At most 10 requests per second and client pass the proxy.",
+                "document (RFC 9457).",
             ),
             validation_error_model=Problem,
             doc_ui=False,

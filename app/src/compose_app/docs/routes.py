@@ -38,10 +38,17 @@ def _bounds_of(schema: dict[str, Any]) -> str:
         "default": "default",
     }
     return ", ".join(
-        f"{word} {orjson.dumps(schema[key]).decode()}"
+        f"{word} {_written(schema[key])}"
         for key, word in words.items()
         if schema.get(key) is not None
     )
+
+
+def _written(value: object) -> str:
+    # flask-openapi3 keeps the bounds of integers as floating-point numbers.
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return orjson.dumps(value).decode()
 
 
 def blueprint(app: Api) -> Blueprint:
