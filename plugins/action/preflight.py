@@ -63,7 +63,13 @@ class ActionModule(ActionBase):  # type: ignore[misc, unused-ignore]
         problems = [*names, *wrong.values(), *self._check_rules(), *answer["problems"]]
         result["changed"] = False
         if problems:
-            result.update(failed=True, msg=report(problems))
+            # Ansible shows `msg` twice, so the report stands beside it.
+            count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+            result.update(
+                failed=True,
+                msg=f"Preflight found {count}. Nothing was changed.",
+                problems=report(problems),
+            )
         else:
             result["facts"] = answer["facts"]
         return result
@@ -266,8 +272,7 @@ def origin(value: Any) -> str:
 
 def report(problems: list[dict[str, str]]) -> str:
     """Return every problem in one message."""
-    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-    lines = [f"Preflight found {count}. Nothing was changed."]
-    for number, item in enumerate(problems, 1):
-        lines += ["", f"{number}. {item['cause']}", f"   Remedy: {item['remedy']}"]
-    return "\n".join(lines)
+    return "\n\n".join(
+        f"{number}. {item['cause']}\n   Remedy: {item['remedy']}"
+        for number, item in enumerate(problems, 1)
+    )

@@ -91,9 +91,13 @@ options:
     type: int
     default: 0
   disk_images_mb:
-    description: Further space for Docker's data as long as the project has no container, in MiB.
+    description: Further space for Docker's data as long as O(image) is not there, in MiB.
     type: int
     default: 0
+  image:
+    description: Repository of an image whose presence shows that the images were made before.
+    type: str
+    default: ''
   clock_skew_seconds:
     description: Difference allowed between the clocks of the controller and the host.
     type: int
@@ -197,6 +201,7 @@ class Preflight:
         self.facts: dict[str, Any] = {}
         self.containers: list[dict[str, Any]] = []
         self.volume_path = ""
+        self.image_present = False
         self.root = os.geteuid() == 0
 
     def problem(self, cause: str, remedy: str) -> None:
@@ -330,6 +335,9 @@ class Preflight:
         engine = Engine()
         try:
             self.containers = engine.get("/containers/json", all="true") or []
+            if self.params["image"]:
+                filters = {"reference": [self.params["image"]]}
+                self.image_present = bool(engine.get("/images/json", filters=filters))
             if self.params["postgres_volume"]:
                 volume = engine.get(f"/volumes/{self.params['postgres_volume']}") or {}
                 self.volume_path = volume.get("Mountpoint", "")
@@ -473,7 +481,7 @@ class Preflight:
 
     def check_disk(self) -> None:
         docker_mb = self.params["disk_docker_mb"]
-        if not self.project_containers():
+        if not self.image_present:
             docker_mb += self.params["disk_images_mb"]
         root_dir = self.facts["docker"]["root_dir"] or DATA_ROOT
         places = [(self.params["stack_dir"], self.params["disk_stack_mb"], "stack_dir")]
@@ -658,6 +666,7 @@ def main() -> None:
             "disk_stack_mb": number,
             "disk_docker_mb": number,
             "disk_images_mb": number,
+            "image": text,
             "clock_skew_seconds": {"type": "int", "default": 300},
             "controller_time": {"type": "float", "default": 0},
             "daemon_options": {"type": "dict", "default": {}},

@@ -128,6 +128,7 @@ def look(tmp_path: Path, **changes: Any) -> preflight.Preflight:
         "disk_stack_mb": 0,
         "disk_docker_mb": 0,
         "disk_images_mb": 0,
+        "image": "",
         "clock_skew_seconds": 300,
         "controller_time": 0,
         "daemon_options": {},
@@ -213,6 +214,15 @@ def test_merge_keeps_what_others_wrote() -> None:
         "log-opts": {"max-file": "3"},
         "default-network-opts": {"overlay": {"a": "b"}, "bridge": {"c": "d"}},
     }
+
+
+def test_images_need_room_only_once(engine: Callable[..., FakeEngine], tmp_path: Path) -> None:
+    """Bad input: too little disk, for what is still to be made."""
+    started = engine()
+    needs = {"disk_images_mb": 10**9, "image": "compose-stack/api"}
+    assert "1000000000 MiB are needed" in causes(look(tmp_path, **needs))
+    started.answers["/images/json"] = [{"Id": "sha256:0"}]
+    assert look(tmp_path, **needs).problems == []
 
 
 def test_no_root_and_no_sudo(

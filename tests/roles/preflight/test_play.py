@@ -62,7 +62,7 @@ def report(run: Run) -> str:
     """The message of a failed run, as the result shows it."""
     run.failed()
     assert run.changed == 0
-    return run.output[run.output.index("msg: |-") :]
+    return run.output[run.output.index("fatal: ") :]
 
 
 @pytest.fixture(scope="module")
