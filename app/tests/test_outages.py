@@ -27,9 +27,13 @@ def server(backends: Backends) -> Iterator[Gunicorn]:
 
 def _warm(server: Gunicorn) -> None:
     """Give every worker its connections."""
-    wait_for("health", lambda: server.request("GET", "/health").status == 200)
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: server.request("GET", "/health"), range(20)))
+
+    def healthy() -> bool:
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda _: server.request("GET", "/health"), range(20)))
+        return all(answer.status == 200 for answer in answers)
+
+    wait_for("health", healthy)
     assert server.request("PUT", "/api/cache/k", {"value": 1, "ttl": 600}).status == 200
 
 

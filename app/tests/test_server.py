@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import re
@@ -15,7 +14,6 @@ import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -184,7 +182,7 @@ def test_stop_is_quick_when_idle(gunicorn: StartGunicorn) -> None:
     server = gunicorn(WEB_CONCURRENCY="4")
     started = time.monotonic()
     assert server.stop() == 0
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15  # graceful_timeout is 25
 
 
 def test_instances_share_a_directory(gunicorn: StartGunicorn) -> None:
@@ -286,20 +284,23 @@ def test_reload(gunicorn: StartGunicorn, tmp_path: Path) -> None:
     package = tmp_path / "src" / "compose_app"
     server = gunicorn(PYTHONPATH=str(tmp_path / "src"), API_RELOAD="1", WEB_CONCURRENCY="1")
 
-    def change(file: str, old: str, new: str) -> None:
+    def change(file: str, old: str, new: str, path: str) -> None:
         text = (package / file).read_text()
         assert old in text
-        (package / file).write_text(text.replace(old, new))
+        touched = 0.0
 
-    def answer(path: str) -> Any:
-        with contextlib.suppress(OSError):
-            return server.request("GET", path).json
-        return None
+        def shown() -> bool:
+            # gunicorn looks once a second, and does not see what was changed before its first look.
+            nonlocal touched
+            if time.monotonic() - touched > 8:
+                touched = time.monotonic()
+                (package / file).write_text(text.replace(old, new))
+            return new.encode() in server.request("GET", path).body
 
-    change("items/routes.py", "There is no item", "Nowhere is item")
-    wait_for("the new text", lambda: "Nowhere" in answer("/api/items/7")["detail"])
-    change("__init__.py", '__version__ = "1.0.0"', '__version__ = "9.9.9"')
-    wait_for("the new version", lambda: answer("/openapi.json")["info"]["version"] == "9.9.9")
+        wait_for(f"{new} to be shown", shown, 60)
+
+    change("items/routes.py", "There is no item", "Nowhere is item", "/api/items/7")
+    change("__init__.py", "1.0.0", "9.9.9", "/openapi.json")
     assert server.process.poll() is None
 
 
