@@ -34,7 +34,7 @@ CAUSES = [
             r"authentication required",
             r"no basic auth credentials",
             r"denied: ",
-            r"access .* denied",
+            r"access.* denied",
             r"403 forbidden",
         ),
         cause="the registry demands a login, or the image is not for this account",
