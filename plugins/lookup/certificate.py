@@ -86,6 +86,10 @@ class LookupModule(LookupBase):
         return [{"problems": problems, "certificate": description}]
 
     def _read(self, path: str, variables: dict[str, Any] | None) -> bytes:
+        if not path:
+            raise certificates.UnusableError(
+                "(no file named): a certificate and its key are needed"
+            )
         found = self.find_file_in_search_path(variables, "files", path, ignore_missing=True)
         if not found:
             raise certificates.UnusableError("does not exist on the controller")
