@@ -103,9 +103,14 @@ def post_fork(_server_: Arbiter, _worker: Worker) -> None:
 
 
 def worker_exit(_server_: Arbiter, worker: Worker) -> None:
-    """Sign off from PostgreSQL and Redis."""
+    """Sign off from PostgreSQL and Redis, and end at once.
+
+    Clearing the interpreter takes a worker 0.3 s of CPU time and serves nothing.
+    """
     for close in getattr(worker.wsgi, "extensions", {}).get("compose_app.close", ()):
         close()
+    if worker.booted:  # never in the master, nor where the exit code says that booting failed
+        os._exit(0)
 
 
 def child_exit(_server_: Arbiter, worker: Worker) -> None:
