@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NAMES = ["postgres", "redis", "nginx", "api"]
-PREFIX = "compose-stack-test"
+PREFIX = "images-test"
 
 
 def docker(*arguments: str, stdin: bytes | None = None, check: bool = True) -> str:
