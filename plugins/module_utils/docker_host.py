@@ -97,12 +97,34 @@ def version_tuple(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in match.group().split(".")) if match else ()
 
 
-def _output(*argv: str) -> str:
+def _plugin_versions(client: str) -> dict[str, str]:
+    """Return the versions of the client's plugins; those that are not there have none."""
+    commands = {
+        "compose_version": [client, "compose", "version", "--short"],
+        "buildx_version": [client, "buildx", "version"],
+    }
+    running_commands = {
+        name: subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for name, command in commands.items()
+    }  # fmt: skip
+    versions = {}
+    for name, process in running_commands.items():
+        output, _ = process.communicate(timeout=60)
+        found = ".".join(map(str, version_tuple(output)))
+        versions[name] = found if process.returncode == 0 else ""
+    return versions
+
+
+def running(pid: int) -> bool:
+    """Return whether a process lives; one that nobody has collected yet does not."""
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
 
 
 def daemon_pid() -> int | None:
@@ -112,7 +134,7 @@ def daemon_pid() -> int | None:
         name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
         return None
-    return pid if name == "dockerd" else None
+    return pid if name == "dockerd" and running(pid) else None
 
 
 def read_daemon_options() -> tuple[dict[str, Any] | None, str]:
@@ -217,10 +239,7 @@ def docker_facts() -> dict[str, Any]:
         "restart_pending": [],
     }
     if facts["client"]:
-        facts["compose_version"] = _output("docker", "compose", "version", "--short")
-        facts["buildx_version"] = ".".join(
-            str(n) for n in version_tuple(_output("docker", "buildx", "version"))
-        )
+        facts.update(_plugin_versions(facts["client"]))
     engine = Engine()
     try:
         info = engine.get("/info")

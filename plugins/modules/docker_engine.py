@@ -96,17 +96,20 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.docker_host import (
     DAEMON_JSON,
     OBSERVABLE,
+    PID_FILE,
     RELOADABLE,
     Engine,
     EngineError,
     docker_facts,
     merge_daemon_options,
     pending_options,
+    running,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+CONTAINERD_PID_FILE = Path("/var/run/docker/containerd/containerd.pid")
 LOG = Path("/var/log/dockerd.log")
 LOG_BYTES = 10 * 2**20
 BACKUP = Path(f"{DAEMON_JSON}.orig")
@@ -432,7 +435,7 @@ class DockerEngine:
         command = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").rstrip("\0").split("\0")
         os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + self.params["start_seconds"]
-        while Path(f"/proc/{pid}/root").exists() and running(pid):
+        while running(pid):
             if time.monotonic() > deadline:
                 self.fail(f"dockerd (PID {pid}) does not stop.", f"See the end of {LOG}.")
             time.sleep(0.1)
@@ -460,6 +463,7 @@ class DockerEngine:
             self.systemctl("reset-failed", "docker", check=False)
             self.systemctl("restart", "docker")
         else:
+            forget_dead_processes()
             self.spawn(["dockerd"])
         self.wait()
 
@@ -517,13 +521,20 @@ class DockerEngine:
         )
 
 
-def running(pid: int) -> bool:
-    """Return whether a process lives; one that nobody has collected yet does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
+def forget_dead_processes() -> None:
+    """Remove pid files of a daemon that was killed.
+
+    dockerd asks whether something has that number, and takes a dead process that nobody has
+    collected yet, or a stranger, for a daemon at work.
+    """
+    for path, name in ((Path(PID_FILE), "dockerd"), (CONTAINERD_PID_FILE, "containerd")):
+        try:
+            pid = int(path.read_text(encoding="ascii"))
+            command = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip()
+        except (OSError, ValueError):
+            command = ""
+        if command != name or not running(pid):
+            path.unlink(missing_ok=True)
 
 
 def replace(path: Path, text: str, mode: int = 0o644) -> None:

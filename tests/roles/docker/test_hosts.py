@@ -68,7 +68,8 @@ def bookworm() -> str:
             "bash", "-o", "pipefail", "-c",
             "mmdebstrap --quiet --variant=apt --include=python3 "
             "--dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' "
-            f"bookworm - {MIRROR} | docker import --change 'CMD [\"sleep\", \"infinity\"]' - {image}",
+            f"bookworm - {MIRROR} | "
+            f"docker import --change 'CMD [\"sleep\", \"infinity\"]' - {image}",
             seconds=300,
         )  # fmt: skip
     return image
@@ -159,10 +160,6 @@ def test_sudo_with_a_password(inventory: Path) -> None:
     run = converge(inventory, "--check", only=TRIXIE, ansible_user="deploy").failed()
     assert "User 'deploy' cannot become root" in run.output
     assert "--ask-become-pass" in run.output
-    wrong = converge(
-        inventory, "--check", only=TRIXIE, ansible_user="deploy", ansible_become_password="x"
-    ).failed()
-    assert "User 'deploy' cannot become root" in wrong.output
     converge(
         inventory, "--check", only=TRIXIE, ansible_user="deploy",
         ansible_become_password="correct-horse",
