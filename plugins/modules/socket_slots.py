@@ -7,9 +7,10 @@ DOCUMENTATION = r"""
 module: socket_slots
 short_description: Socket directories of the slots, and the link to the one that serves
 description:
-  - Makes one directory for each slot below O(path), in which the slot's processes listen on unix sockets.
-  - Points the link C(active) at O(active) by a single C(rename(2)), so that whoever connects through it meets
-    the old slot or the new one and never nothing.
+  - Makes one directory for each slot below O(path), in which the slot's processes listen on unix
+    sockets.
+  - Points the link C(active) at O(active) by a single C(rename(2)), so that whoever connects
+    through it meets the old slot or the new one and never nothing.
 options:
   path:
     description: Directory that holds the slots.
@@ -71,7 +72,7 @@ SLOT_MODE = 0o750
 def read_link(path: pathlib.Path) -> str | None:
     """Name the slot that the link leads to, or None when there is no link."""
     link = path / LINK
-    return os.readlink(link) if link.is_symlink() else None
+    return str(link.readlink()) if link.is_symlink() else None
 
 
 def point(path: pathlib.Path, slot: str) -> None:
@@ -109,7 +110,8 @@ def main() -> None:
     group: int = module.params["group"]
     wanted: str | None = module.params["active"]
     if wanted is not None and wanted not in slots:
-        module.fail_json(msg=f"active is {wanted!r}, which is none of the slots {', '.join(slots)}.")
+        names = ", ".join(slots)
+        module.fail_json(msg=f"active is {wanted!r}, which is none of the slots {names}.")
 
     before = read_link(path)
     after = wanted or before
@@ -125,7 +127,8 @@ def main() -> None:
             if after is not None and after != before:
                 point(path, after)
         except OSError as error:
-            module.fail_json(msg=f"Cannot prepare the slots' sockets: {error.strerror} ({error.filename}).")
+            reason = f"{error.strerror} ({error.filename})"
+            module.fail_json(msg=f"Cannot prepare the slots' sockets: {reason}.")
     module.exit_json(
         changed=bool(stale) or after != before,
         active=after,
