@@ -13,7 +13,8 @@ description:
     mounted into a container.
   - Without O(certificate) it judges what is there and says in RV(reasons) why a new certificate is
     due. It is the one execution that a run needs when nothing is to be done.
-  - Needs the Python library cryptography (38 or later) on the target.
+  - Needs the Python library cryptography (38 or later) on the target. Check mode does without, and says
+    that a certificate is due.
 options:
   path:
     description: Directory, mode 0700, that holds C(live), C(ca) and nothing else of value.
@@ -347,6 +348,10 @@ def main() -> None:
         supports_check_mode=True,
     )
     if LIBRARY_ERROR is not None:
+        if module.check_mode:
+            # A real run installs it with the other prerequisites before it comes here.
+            reason = "the Python library cryptography is yet to be installed"
+            module.exit_json(changed=True, reasons=[reason], authority_reasons=[], certificate={})
         module.fail_json(msg=missing_required_lib("cryptography >= 38"), exception=LIBRARY_ERROR)
     try:
         result = run(module)
