@@ -109,6 +109,11 @@ containers:
   returned: success
   type: dict
   sample: {api: 2, redis: 1}
+one_shots:
+  description: Services that run once and that others wait for.
+  returned: success
+  type: list
+  elements: str
 reasons:
   description: Why, for each service that is not kept or is unhealthy.
   returned: success
@@ -278,6 +283,7 @@ def make_plan(
         "changed": bool(work),
         "services": actions,
         "containers": {name: len(there) for name, there in present.items()},
+        "one_shots": sorted(name for name, service in services.items() if service.one_shot),
         "reasons": reasons,
         "unhealthy": unhealthy,
         "starting": starting,

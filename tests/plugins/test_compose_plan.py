@@ -112,6 +112,12 @@ def test_containers_are_counted() -> None:
     assert result["containers"] == {"api": 2, "redis": 1}
 
 
+def test_one_shots_are_named() -> None:
+    """FS-2: `up --wait` for a one-shot alone would take its end for a failure."""
+    result = make_plan({"api": SERVICE, "migrate": ONE_SHOT}, [])
+    assert result["one_shots"] == ["migrate"]
+
+
 def test_inactive_profiles_are_told_and_left_alone() -> None:
     result = make_plan({}, [container("debug"), container("orphan")], disabled=["debug"])
     assert result["services"] == {"debug": "keep", "orphan": "remove"}
