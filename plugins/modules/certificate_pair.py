@@ -13,8 +13,8 @@ description:
     mounted into a container.
   - Without O(certificate) it judges what is there and says in RV(reasons) why a new certificate is
     due. It is the one execution that a run needs when nothing is to be done.
-  - Needs the Python library cryptography (38 or later) on the target. Check mode does without, and says
-    that a certificate is due.
+  - Needs the Python library cryptography (38 or later) on the target. Check mode does without,
+    and says that a certificate is due.
 options:
   path:
     description: Directory, mode 0700, that holds C(live), C(ca) and nothing else of value.
