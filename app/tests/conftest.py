@@ -109,13 +109,23 @@ class Container:
     """A container of ours on a loopback port, which tests may stop, freeze and start again."""
 
     def __init__(self, name: str, user: str, port: int, script: str, *options: str) -> None:
-        self.port = free_port()
         self.name = f"compose-app-test-{name}-{uuid.uuid4().hex[:8]}"
-        self._docker(
-            *("run", "--detach", "--name", self.name, "--user", user),
-            *("--publish", f"127.0.0.1:{self.port}:{port}", "--memory", "512m", *options),
-            *("--entrypoint", "/bin/sh", image(name), "-c", script),
-        )
+        reference = image(name)
+        for attempt in range(3):
+            self.port = free_port()
+            try:
+                self._docker(
+                    *("run", "--detach", "--name", self.name, "--user", user, "--memory", "512m"),
+                    *("--publish", f"127.0.0.1:{self.port}:{port}", *options),
+                    *("--entrypoint", "/bin/sh", reference, "-c", script),
+                )
+            except AssertionError:
+                # Created and not started, when another program has taken the port meanwhile.
+                self.remove()
+                if attempt == 2:
+                    raise
+            else:
+                break
 
     def _docker(self, *args: str) -> None:
         done = subprocess.run(["docker", *args], capture_output=True, text=True, check=False)
