@@ -162,7 +162,7 @@ EXAMPLES = r"""
     secrets: ["{{ nginx_status_password }}"]
     validate:
       - [docker, run, --rm, -v, "%s:/etc/stack:ro", "nginx:1.28", nginx, -t, -c,
-        /etc/stack/current/config/nginx.conf]
+         /etc/stack/current/config/nginx.conf]
 
 - name: Render to a scratch directory that activate_trees makes live together with others
   render_tree:
