@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -195,8 +196,7 @@ RULES = [
             "would publish the same port",
             "not between 1 and 65535",
             "'data', a relative path",
-            "tls_certificate_file ('') is no file",
-            "tls_private_key_file ('') is no file",
+            "the certificate cannot be used:  (no file named)",
             "images_archive ('/nowhere.tar') is no file",
             "which is not supported",
             "MiB of memory",
@@ -224,6 +224,35 @@ def test_rules(good: dict[str, Any], variables: dict[str, Any], causes: list[str
     assert [cause for cause in causes if cause not in text] == [], text
 
 
+def test_a_certificate_that_does_not_fit_is_refused_before_anything_changes(
+    good: dict[str, Any], tmp_path: Path
+) -> None:
+    """A key of another certificate, and a name that it does not cover."""
+    for name in ("one", "other"):
+        subprocess.run(
+            [
+                *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt"),
+                *("ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=one.example"),
+                *("-addext", "subjectAltName=DNS:one.example"),
+                *("-keyout", str(tmp_path / f"{name}.key"), "-out", str(tmp_path / f"{name}.pem")),
+            ],
+            check=True,
+            capture_output=True,
+        )
+    good.update(
+        tls_mode="provided",
+        tls_certificate_file=str(tmp_path / "one.pem"),
+        tls_private_key_file=str(tmp_path / "one.key"),
+        stack_server_names=["one.example"],
+    )
+    preflight(good).succeeded()
+    good["tls_private_key_file"] = str(tmp_path / "other.key")
+    good["stack_server_names"] = ["two.example"]
+    text = report(preflight(good))
+    assert "the certificate cannot be used" in text
+    assert "two.example" in text
+
+
 def test_every_rule_has_a_case() -> None:
     table = yaml.safe_load((ROOT / "roles" / "preflight" / "vars" / "main.yml").read_text())
-    assert len(table["_preflight_rules"]) == 12
+    assert len(table["_preflight_rules"]) == 11
