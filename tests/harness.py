@@ -216,11 +216,11 @@ class Stack:
         (item,) = self.services()[service]
         return item
 
-    def lives(self) -> dict[str, tuple[str, str]]:
+    def lives(self, *, running: bool = False) -> dict[str, tuple[str, str]]:
         """Identity and start of each container: any touch changes one of the two."""
         return {
             name: (item["Id"], item["State"]["StartedAt"])
-            for name, item in self.containers().items()
+            for name, item in self.containers(running=running).items()
         }
 
     def healthy(self) -> bool:
