@@ -109,8 +109,12 @@ containers:
   returned: success
   type: dict
   sample: {api: 2, redis: 1}
-one_shots:
-  description: Services that run once and that others wait for.
+alone:
+  description:
+    - Services to recreate that others depend on, and that depend on none themselves. C(docker
+      compose up) would stop and start whatever depends on them; with C(--no-deps) it takes them
+      alone. It must not be used for a service that has dependencies, because they are part of
+      the hash.
   returned: success
   type: list
   elements: str
@@ -171,6 +175,7 @@ class Service:
     replicas: int
     image_id: str | None = None
     one_shot: bool = False
+    depends_on: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -211,6 +216,7 @@ def expected_services(
             replicas=1 if replicas is None else int(replicas),
             image_id=image_ids.get(image),
             one_shot=name in awaited and service.get("restart", "no") == "no",
+            depends_on=frozenset(service.get("depends_on") or {}),
         )
     return result
 
@@ -275,6 +281,7 @@ def make_plan(
             elif any(c.health == "starting" for c in there):
                 starting.append(name)
     work = sorted({name for name, action in actions.items() if action != "keep"} | {*unhealthy})
+    needed = {name for service in services.values() for name in service.depends_on}
     before = {
         name: ", ".join(sorted({c.describe() for c in present.get(name, [])})) or "absent"
         for name in work
@@ -283,7 +290,13 @@ def make_plan(
         "changed": bool(work),
         "services": actions,
         "containers": {name: len(there) for name, there in present.items()},
-        "one_shots": sorted(name for name, service in services.items() if service.one_shot),
+        "alone": sorted(
+            name
+            for name, service in services.items()
+            if actions.get(name) == "recreate"
+            and name in needed
+            and not (service.depends_on or service.one_shot)
+        ),
         "reasons": reasons,
         "unhealthy": unhealthy,
         "starting": starting,

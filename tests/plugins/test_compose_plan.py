@@ -112,10 +112,20 @@ def test_containers_are_counted() -> None:
     assert result["containers"] == {"api": 2, "redis": 1}
 
 
-def test_one_shots_are_named() -> None:
-    """FS-2: `up --wait` for a one-shot alone would take its end for a failure."""
-    result = make_plan({"api": SERVICE, "migrate": ONE_SHOT}, [])
-    assert result["one_shots"] == ["migrate"]
+def test_what_others_need_is_recreated_alone_if_it_needs_nothing() -> None:
+    """Compose stops whatever depends on a service that it recreates, unless told to ignore it."""
+    services = {
+        "db": Service("new", 1),
+        "api": Service("new", 1, depends_on=frozenset({"db"})),
+        "proxy": Service("new", 1, depends_on=frozenset({"api"})),
+        "cache": Service("same", 1),
+        "worker": Service("same", 1, depends_on=frozenset({"cache"})),
+    }
+    old = {"db": "old", "api": "old", "proxy": "old", "cache": "same", "worker": "same"}
+    result = make_plan(
+        services, [container(name, config_hash=digest) for name, digest in old.items()]
+    )
+    assert result["alone"] == ["db"]
 
 
 def test_inactive_profiles_are_told_and_left_alone() -> None:
@@ -145,7 +155,7 @@ def test_what_the_configuration_says() -> None:
     assert services == {
         "once": Service("hash-once", 1, "id", one_shot=True),
         "daemon": Service("hash-daemon", 1, "id"),
-        "many": Service("hash-many", 3),
+        "many": Service("hash-many", 3, depends_on=frozenset({"once", "daemon"})),
         "none": Service("hash-none", 0),
     }
 
