@@ -64,13 +64,14 @@ def test_metrics_across_workers(gunicorn: StartGunicorn) -> None:
         assert samples["redis_commands_total", frozenset()] == 3
         assert 1 <= samples["db_connections_active", frozenset()] <= 3
         assert samples["http_active_connections", frozenset()] == 1
-        assert (
-            samples[
-                "http_request_duration_seconds_count",
-                frozenset({("method", "GET"), ("path", "/api/items/{id}")}),
-            ]
-            == 68
-        )
+        timed = {
+            status: count
+            for (name, labels), count in samples.items()
+            if name == "http_request_duration_seconds_count"
+            for status in [dict(labels)["status"]]
+            if labels == {("method", "GET"), ("path", "/api/items/{id}"), ("status", status)}
+        }
+        assert timed == {"200": 60, "404": 8}
     families = {
         name
         for line in text.splitlines()
@@ -84,6 +85,7 @@ def test_metrics_across_workers(gunicorn: StartGunicorn) -> None:
         "db_connections_active gauge",
         "redis_commands_total counter",
     }
+    assert server.request("GET", "/metrics?name[]=redis_commands_total").status == 200
 
 
 def test_labels_are_bounded(gunicorn: StartGunicorn) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from flask import Response
-
-from compose_app import errors, logging, metrics, scope
+from compose_app import errors, exporter, logging, scope
 from compose_app.cache import routes as cache
 from compose_app.cache.store import CacheStore
 from compose_app.config import Settings
@@ -28,12 +26,8 @@ def build_app(settings: Settings) -> Api:
     app.register_api(cache.blueprint(CacheStore(redis)))
     app.register_api(health.blueprint(database, redis))
     app.register_blueprint(docs.blueprint(app))
-    app.add_url_rule("/metrics", "metrics", _metrics)
     errors.init_app(app)
+    exporter.init_app(app)
     scope.init_app(app)
     app.extensions["compose_app.close"] = (database.close, redis.close)
     return app
-
-
-def _metrics() -> Response:
-    return Response(metrics.render(), content_type=metrics.CONTENT_TYPE)

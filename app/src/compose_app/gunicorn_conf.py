@@ -115,6 +115,6 @@ def worker_exit(_server_: Arbiter, worker: Worker) -> None:
 
 def child_exit(_server_: Arbiter, worker: Worker) -> None:
     """Take a dead worker out of the gauges."""
-    from prometheus_client.multiprocess import mark_process_dead
+    from prometheus_flask_exporter.multiprocess import GunicornPrometheusMetrics
 
-    mark_process_dead(worker.pid)
+    GunicornPrometheusMetrics.mark_process_dead_on_child_exit(worker.pid)

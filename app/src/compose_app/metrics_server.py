@@ -5,8 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 
-from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_flask_exporter.multiprocess import GunicornPrometheusMetrics
 
 LOOPBACK = "127.0.0.1"
 
@@ -60,7 +59,5 @@ def start(port: int, subnet: Network | None, host: str | None) -> str:
         address = own_address(host)
     else:
         address = LOOPBACK
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry)
-    start_http_server(port, address, registry)
+    GunicornPrometheusMetrics.start_http_server_when_ready(port, address)
     return f"{address}:{port}"

@@ -12,7 +12,7 @@ import structlog
 from flask import Flask, Response, request
 from werkzeug.exceptions import BadRequest
 
-from compose_app import metrics
+from compose_app import exporter, metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}", re.ASCII)
 _PROBES = frozenset({"/health", "/health/live", "/metrics"})
 _PATH_LOGGED = 256
+_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"})
 
 _log = structlog.get_logger("compose_app")
 
@@ -43,6 +44,9 @@ class _Scope:
         environ["compose_app.request_id"] = id_
         environ["compose_app.started"] = time.perf_counter()
         structlog.contextvars.bind_contextvars(request_id=id_)
+        if environ["REQUEST_METHOD"].upper() not in _METHODS:
+            # No route takes it, and as a label of metrics it would be without bound.
+            environ["REQUEST_METHOD"] = "OTHER"
         metrics.ACTIVE.inc()
         try:
             answer: Iterable[bytes] = self._app(environ, start_response)
@@ -50,10 +54,6 @@ class _Scope:
             metrics.ACTIVE.dec()
             structlog.contextvars.clear_contextvars()
         return answer
-
-
-def _template(rule: str) -> str:
-    return re.sub(r"<(?:[^:<>]+:)?([^<>]+)>", r"{\1}", rule)
 
 
 def _refuse_bytes_that_are_not_text() -> None:
@@ -69,18 +69,15 @@ def _refuse_bytes_that_are_not_text() -> None:
 
 
 def init_app(app: Flask) -> None:
-    """Wrap the application; to be called after its routes are registered."""
-    templates = {rule.rule: _template(rule.rule) for rule in app.url_map.iter_rules()}
+    """Wrap the application; to be called last, so that the hooks of all are within."""
 
     def finish(response: Response) -> Response:
         environ = request.environ
         seconds = time.perf_counter() - environ["compose_app.started"]
-        rule = request.url_rule
-        route = templates[rule.rule] if rule else metrics.UNMATCHED
-        method = request.method if request.method in metrics.METHODS else "OTHER"
+        route = exporter.path(request)
+        method = request.method
         response.headers["X-Request-ID"] = environ["compose_app.request_id"]
         metrics.REQUESTS.labels(method, route, response.status_code).inc()
-        metrics.DURATION.labels(method, route).observe(seconds)
         log = _log.debug if route in _PROBES and response.status_code < 500 else _log.info
         log(
             "request",
