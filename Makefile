@@ -30,7 +30,7 @@ help:
 	@awk 'BEGIN {FS = ":.*## "} \
 	  /^##@/ {printf "\n%s\n", substr($$0, 5)} \
 	  /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
-	@printf '\nINVENTORY=%s (of: %s); ARGS=... goes to ansible-playbook.\n' '$(INVENTORY)' '$(notdir $(patsubst %/,%,$(wildcard inventories/*/)))'
+	@printf '\nINVENTORY=%s (of: %s); ARGS=... goes to ansible-playbook (of logs: to compose).\n' '$(INVENTORY)' '$(notdir $(patsubst %/,%,$(wildcard inventories/*/)))'
 
 ##@ Deploy
 .PHONY: up
