@@ -62,7 +62,8 @@ workers = _server.workers
 worker_class = "sync"
 worker_tmp_dir = str(_server.worker_tmp_dir)
 timeout = 30
-graceful_timeout = 25
+# A request that was let in may take as long as any other, also while the instance is stopped.
+graceful_timeout = timeout
 limit_request_line = 8190
 accesslog = None
 loglevel = _server.log_level
