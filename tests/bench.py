@@ -1,8 +1,9 @@
 """Measure the stack on this machine and write the figures to docs/proofs/bench.md.
 
-`make bench` deploys a stack of its own beside any other, measures, prints a Markdown table and removes it.
-BARE=1 also times a bare machine to healthy HTTPS, every image built on the spot: some minutes more.
-The machine is noisy: what is compared is measured in alternating pairs, and medians are shown.
+`make bench` deploys a stack of its own beside any other, measures, prints a Markdown table and
+removes it. BARE=1 also times a bare machine to healthy HTTPS, every image built on the spot: some
+minutes more. Machines are noisy: what is compared is measured in alternating pairs, and medians
+are shown.
 """
 
 from __future__ import annotations
@@ -109,12 +110,10 @@ def nothing_to_do() -> Row:
     say("site.yml with nothing to do")
     runs = [site_yml() for _ in range(PAIRS)]
     seconds = statistics.median(run.seconds for run in runs)
-    return (
-        "nothing to do: `site.yml`",
-        f"changed={max(run.changed for run in runs)}, "
-        f"{max(run.executions for run in runs)} module executions, {seconds:.1f} s",
-        "changed=0, at most 25, 12 s",
-    )
+    changed = max(run.changed for run in runs)
+    executions = max(run.executions for run in runs)
+    measured = f"changed={changed}, {executions} module executions, {seconds:.1f} s"
+    return ("nothing to do: `site.yml`", measured, "changed=0, at most 25, 12 s")
 
 
 def one_change(stack: Stack) -> list[Row]:
@@ -194,12 +193,9 @@ def through_nginx(stack: Stack) -> Row:
     finally:
         ENGINE.run("docker", "rm", "--force", name)
     ratio = statistics.median(p / b for p, b in zip(rates[public], rates[bare], strict=True))
-    return (
-        "GET item by id through nginx with TLS / bare gunicorn",
-        f"{ratio:.2f} ({statistics.median(rates[public]):.0f} / "
-        f"{statistics.median(rates[bare]):.0f} requests/s)",
-        "0.75",
-    )
+    ours, theirs = statistics.median(rates[public]), statistics.median(rates[bare])
+    measured = f"{ratio:.2f} ({ours:.0f} / {theirs:.0f} requests/s)"
+    return ("GET item by id through nginx with TLS / bare gunicorn", measured, "0.75")
 
 
 def wrk(url: str, seconds: int) -> float:
@@ -215,11 +211,11 @@ def table(rows: list[Row]) -> str:
     dirty = bool(
         ENGINE.run("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no")
     )
+    state = f"commit {commit}{' with changes' if dirty else ''}"
     lines = [
         "# Measured",
         "",
-        f"By `make bench` on {datetime.now(UTC):%Y-%m-%d}, commit {commit}"
-        f"{' with changes' if dirty else ''}, {CORES} cores.",
+        f"By `make bench` on {datetime.now(UTC):%Y-%m-%d}, {state}, {CORES} cores.",
         "",
         "| what | measured | reach |",
         "|---|---|---|",
