@@ -26,6 +26,8 @@ MIRROR = "http://deb.debian.org/debian"
 # Inside, an engine of its own runs; less than --privileged, which not every machine can grant.
 NESTED = (
     "--cap-add=ALL", "--security-opt=seccomp=unconfined", "--security-opt=systempaths=unconfined",
+    # A real host has sudo, whatever the engine below this one takes for its default.
+    "--security-opt=no-new-privileges=false",
     "--device-cgroup-rule=a *:* rwm", "--cgroupns=host",
     "--volume=/sys/fs/cgroup:/sys/fs/cgroup:rw",
     "--tmpfs=/run", "--tmpfs=/tmp", "--volume=/var/lib/docker",
