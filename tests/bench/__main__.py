@@ -1,0 +1,303 @@
+"""Measure the stack: `make bench`.
+
+Deploys a project of its own from `inventories/test`, measures it by real runs of the playbooks,
+prints a table and keeps it in docs/proofs/bench.md, and removes the project again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.bench import footprint, load
+from tests.bench.figures import Figure, report, table, write
+from tests.harness import MAX_EXECUTIONS, ROOT, Engine, Run, Site, Stack, playbook
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+INVENTORY = "inventories/test"
+PAGE = ROOT / "docs" / "proofs" / "bench.md"
+IDLE_SECONDS = 20
+ROUNDS = 3
+LOAD_SECONDS = 8
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The stack that is measured."""
+
+    project: str
+    directory: str
+    http_port: int
+    https_port: int
+
+    @property
+    def data(self) -> Path:
+        return Path("/dev/shm", self.project)
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        return {
+            "stack_project": self.project,
+            "stack_dir": self.directory,
+            "nginx_http_port": self.http_port,
+            "nginx_https_port": self.https_port,
+            "postgres_data_dir": str(self.data / "postgres"),
+            "redis_data_dir": str(self.data / "redis"),
+        }
+
+    @property
+    def stack(self) -> Stack:
+        ca = Path(self.directory, "tls", "live", "ca.pem")
+        site = Site("127.0.0.1", self.https_port, self.http_port, "localhost", ca)
+        return Stack(Engine(), self.project, self.directory, site)
+
+    def run(self, name: str = "site.yml", seconds: float = 300, **variables: Any) -> Run:
+        merged = {**self.variables, **variables}
+        return playbook(INVENTORY, name=name, variables=merged, seconds=seconds).succeeded()
+
+    def clean(self) -> None:
+        self.run("clean.yml", clean_confirm=self.project)
+        with contextlib.suppress(OSError):
+            self.data.rmdir()
+
+    def down(self) -> None:
+        self.stack.compose("down", "--remove-orphans")
+
+    def services(self) -> dict[str, tuple[set[str], set[str]]]:
+        """Identities of each service's running containers, and when they were started."""
+        return {
+            service: (
+                {item["Id"] for item in items},
+                {item["State"]["StartedAt"] for item in items},
+            )
+            for service, items in self.stack.services().items()
+        }
+
+    def processes(self, service: str) -> set[str]:
+        listed = Engine().run("docker", "top", self.stack.one(service)["Id"], "-o", "pid")
+        return set(listed.split()[1:])
+
+
+def start(bench: Bench) -> list[Figure]:
+    """From images and nothing running: the playbook, and Compose alone."""
+    site: list[float] = []
+    plain: list[float] = []
+
+    def with_playbook() -> None:
+        site.append(bench.run().seconds)
+
+    def with_compose() -> None:
+        began = time.monotonic()
+        bench.stack.compose("up", "--detach", "--wait")
+        plain.append(time.monotonic() - began)
+
+    for number in range(ROUNDS):
+        pair = (with_compose, with_playbook)
+        # The playbook comes last, so that what follows measures what it has left.
+        for step in pair if (ROUNDS - number) % 2 else reversed(pair):
+            bench.down()
+            step()
+    ours, theirs = statistics.median(site), statistics.median(plain)
+    limit = 1.5 * theirs + 10
+    return [
+        Figure(
+            "images there, nothing running: `site.yml` / plain `docker compose up --detach --wait`",
+            f"{ours:.1f} s / {theirs:.1f} s",
+            f"1.5 times plus 10 s: {limit:.1f} s",
+            ours <= limit,
+        )
+    ]
+
+
+def idle_memory(bench: Bench) -> list[Figure]:
+    time.sleep(IDLE_SECONDS)
+    held, counted = footprint.memory(bench.stack)
+    total = sum(held.values()) / 1e6
+    parts = ", ".join(f"{name} {size / 1e6:.0f}" for name, size in sorted(held.items()))
+    return [
+        Figure(
+            f"core stack idle memory, {IDLE_SECONDS} s after start ({counted})",
+            f"{total:.0f} MB ({parts})",
+            "250 MB",
+            total <= 250,
+        )
+    ]
+
+
+def nothing_to_do(bench: Bench) -> list[Figure]:
+    runs = [bench.run() for _ in range(ROUNDS)]
+    changed = max(run.changed for run in runs)
+    executions = max(run.executions for run in runs)
+    seconds = statistics.median(run.seconds for run in runs)
+    return [
+        Figure(
+            "nothing to do: `site.yml`",
+            f"changed={changed}, {executions} module executions, {seconds:.1f} s",
+            f"changed=0, at most {MAX_EXECUTIONS} module executions, 12 s",
+            changed == 0 and executions <= MAX_EXECUTIONS and seconds <= 12,
+        )
+    ]
+
+
+def one_setting(bench: Bench) -> list[Figure]:
+    """A setting that needs a new container, then one that nginx can reload."""
+    memory_mb = 200
+    first = bench.services()
+    bench.run(redis_cache_memory_mb=memory_mb)
+    second = bench.services()
+    nginx = bench.processes("nginx")
+    bench.run(redis_cache_memory_mb=memory_mb, nginx_rate_limit=11)
+    third = bench.services()
+    reloaded = bench.processes("nginx") != nginx
+    verb = "nginx reloaded" if reloaded else "nginx not reloaded"
+
+    touched = _differing(first, second)
+    untouched = _differing(second, third)
+    return [
+        Figure(
+            "one changed setting: `redis_cache_memory_mb`",
+            f"recreated: {', '.join(touched) or 'none'}",
+            "redis-cache alone",
+            touched == ["redis-cache"],
+        ),
+        Figure(
+            "one changed setting: `nginx_rate_limit`",
+            f"recreated: {', '.join(untouched) or 'none'}; {verb}",
+            "none, nginx reloaded",
+            not untouched and reloaded,
+        ),
+    ]
+
+
+def _differing(
+    before: dict[str, tuple[set[str], set[str]]], after: dict[str, tuple[set[str], set[str]]]
+) -> list[str]:
+    return sorted(
+        name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
+    )
+
+
+def images(bench: Bench) -> list[Figure]:
+    stack = bench.stack
+    api = footprint.image_bytes(stack.one(stack.api_slot().removesuffix("-1"))["Image"]) / 1e6
+    used = sorted(set(stack.compose("config", "--images").split()))
+    together = footprint.together_bytes(used) / 1e6
+    return [
+        Figure("application image on disk", f"{api:.0f} MB", "160 MB", api <= 160),
+        Figure(
+            f"all {len(used)} core images together on disk, shared layers once",
+            f"{together:.0f} MB",
+            "450 MB",
+            together <= 450,
+        ),
+    ]
+
+
+def requests_per_second(bench: Bench) -> list[Figure]:
+    cores = min(2, os.cpu_count() or 1)
+    bench.run(nginx_rate_limit=100000, nginx_rate_burst=100000, api_cpus=cores, nginx_cpus=cores)
+    compared = load.compare(bench.stack, pairs=ROUNDS, seconds=LOAD_SECONDS)
+    nginx, bare = load.median(compared.nginx), load.median(compared.bare)
+    spread = ", ".join(f"{ratio:.2f}" for ratio in compared.ratios)
+    return [
+        Figure(
+            "GET item by id: nginx with TLS / the same gunicorn without nginx",
+            f"{compared.ratio:.2f} (pairs: {spread})",
+            "0.75 or more",
+            compared.ratio >= 0.75,
+        ),
+        Figure(
+            "GET item by id: nginx with TLS",
+            f"{nginx.per_second:.0f} requests/s, p99 {nginx.p99_ms:.1f} ms",
+        ),
+        Figure(
+            "GET item by id: gunicorn without nginx",
+            f"{bare.per_second:.0f} requests/s, p99 {bare.p99_ms:.1f} ms",
+        ),
+    ]
+
+
+NOTES = f"""\
+- Seconds are medians of {ROUNDS} runs; the playbook and Compose take turns. The databases lie in
+  memory, as in `inventories/test`.
+- Requests: `wrk`, one thread, {load.CONNECTIONS} connections, {ROUNDS} pairs of {LOAD_SECONDS} s,
+  on the same machine. The clients of nginx speak TLS and HTTP/1.1 and keep their connections. The
+  other side is one more container of the same service that listens on TCP, asked in plain HTTP/1.1;
+  its workers close a connection after each answer, whether a client would keep it or not. Both are
+  asked at their container's own address, with the same workers and CPU limits, and with a rate
+  limit that is out of the way.
+- From a bare machine to healthy HTTPS is not measured here: that needs a bare machine.
+"""
+
+
+def measure(bench: Bench) -> tuple[list[Figure], bool]:
+    """Every figure that could be had, and whether that is all of them."""
+    figures: list[Figure] = []
+    complete = True
+    steps: list[tuple[str, Callable[[Bench], list[Figure]]]] = [
+        ("start", start),
+        ("idle memory", idle_memory),
+        ("nothing to do", nothing_to_do),
+        ("one changed setting", one_setting),
+        ("images", images),
+        ("requests per second", requests_per_second),
+    ]
+    for name, step in steps:
+        say(f"{name} ...")
+        try:
+            bench.stack.wait_healthy()
+            figures += step(bench)
+        except Exception as error:  # noqa: BLE001 - the other figures are still worth having
+            complete = False
+            say(f"{name}: {type(error).__name__}: {error}")
+            figures.append(Figure(name, "could not be measured", "", met=False))
+    return figures, complete
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("--project", default="compose-stack-bench")
+    parser.add_argument("--directory", default="/opt/compose-stack-bench")
+    parser.add_argument("--http-port", type=int, default=28080)
+    parser.add_argument("--https-port", type=int, default=28443)
+    parser.add_argument("--output", type=Path, default=PAGE, help="page to write (%(default)s)")
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = arguments()
+    if os.geteuid() != 0:
+        sys.exit("make bench deploys to this machine: run it as root")
+    if problem := load.missing():
+        sys.exit(problem)
+    bench = Bench(options.project, options.directory, options.http_port, options.https_port)
+    say("images ...")
+    bench.run("build.yml", seconds=900)
+    bench.clean()
+    try:
+        say("first deployment ...")
+        bench.run()
+        figures, complete = measure(bench)
+    finally:
+        say("cleaning up ...")
+        bench.clean()
+    write(options.output, report(figures, NOTES))
+    print(table(figures))
+    return 0 if complete else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

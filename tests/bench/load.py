@@ -1,0 +1,157 @@
+"""Requests per second with `wrk`, through nginx and straight to gunicorn."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import statistics
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import requests
+
+from tests.harness import Engine, Stack, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CONNECTIONS = 16
+BARE_PORT = 8000
+ENGINE = Engine()
+MILLISECONDS = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60000.0}
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What one run of wrk measured."""
+
+    per_second: float
+    p99_ms: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Pairs of runs, nginx's and bare gunicorn's of each pair one right after the other."""
+
+    nginx: list[Rate]
+    bare: list[Rate]
+
+    @property
+    def ratios(self) -> list[float]:
+        pairs = zip(self.nginx, self.bare, strict=True)
+        return [through.per_second / bare.per_second for through, bare in pairs]
+
+    @property
+    def ratio(self) -> float:
+        return statistics.median(self.ratios)
+
+
+def median(rates: list[Rate]) -> Rate:
+    return Rate(
+        statistics.median(rate.per_second for rate in rates),
+        statistics.median(rate.p99_ms for rate in rates),
+    )
+
+
+def missing() -> str:
+    """What has to be installed first; empty when nothing."""
+    return "" if shutil.which("wrk") else "wrk is missing: apt-get install wrk"
+
+
+def parse(output: str) -> Rate:
+    """What wrk said; raises when an answer was not the one asked for."""
+    wrong = re.search(r"Non-2xx or 3xx responses: .*|Socket errors: .*", output)
+    assert wrong is None, f"wrk: {wrong and wrong[0]}"
+    rate = re.search(r"^Requests/sec:\s+([\d.]+)", output, re.MULTILINE)
+    slow = re.search(r"^\s+99%\s+([\d.]+)(us|ms|s|m)\s*$", output, re.MULTILINE)
+    assert rate is not None, output
+    assert slow is not None, output
+    return Rate(float(rate[1]), float(slow[1]) * MILLISECONDS[slow[2]])
+
+
+def wrk(url: str, host: str, seconds: int) -> Rate:
+    return parse(
+        ENGINE.run(
+            "wrk",
+            "--threads=1",
+            f"--connections={CONNECTIONS}",
+            f"--duration={seconds}s",
+            "--latency",
+            f"--header=Host: {host}",
+            url,
+            seconds=seconds + 30,
+        )
+    )
+
+
+def compare(stack: Stack, pairs: int, seconds: int) -> Comparison:
+    """GET of one item by its id, nginx and gunicorn in turns."""
+    made = stack.site.patiently(
+        "POST",
+        "/api/items",
+        json={
+            "name": f"measured {time.time_ns()}",
+            "description": "",
+            "price_cents": 995,
+            "quantity": 3,
+        },
+    )
+    assert made.status_code == 201, made.text
+    path = f"/api/items/{made.json()['id']}"
+    name = stack.site.name
+    nginx: list[Rate] = []
+    bare: list[Rate] = []
+    with bare_gunicorn(stack) as address:
+        through = f"https://{_address(stack.one('nginx')['Id'], stack, 'frontend')}:8443{path}"
+        straight = f"{address}{path}"
+        for url in (through, straight):
+            wrk(url, name, 2)
+        for pair in range(pairs):
+            # Whoever comes second finds a warmer machine: each does so in turn.
+            order = [(through, nginx), (straight, bare)]
+            for url, rates in order if pair % 2 == 0 else reversed(order):
+                rates.append(wrk(url, name, seconds))
+    return Comparison(nginx, bare)
+
+
+@contextlib.contextmanager
+def bare_gunicorn(stack: Stack) -> Iterator[str]:
+    """One more container of the API's service, which listens on TCP instead of a socket.
+
+    Nothing else differs: image, environment, networks, secrets and limits are the service's.
+    """
+    name = f"{stack.project}-bare"
+    slot = stack.api_slot()
+    ENGINE.run("docker", "rm", "--force", name, check=False)
+    try:
+        stack.compose(
+            *("run", "--detach", "--no-deps", "--name", name),
+            # Neither the socket nor the metrics address of the one that serves.
+            *("--env", "API_SOCKET_DIR=/tmp", "--env", "METRICS_PORT=0"),
+            slot,
+            *("gunicorn", "--config", "python:compose_app.gunicorn_conf"),
+            *("--bind", f"0.0.0.0:{BARE_PORT}", "compose_app:create_app()"),
+        )
+        # The host reaches a container of an internal network, too.
+        address = f"http://{_address(name, stack, 'backend')}:{BARE_PORT}"
+        wait_for("gunicorn without nginx", lambda: _answers(f"{address}/health"), 60)
+        yield address
+    finally:
+        ENGINE.run("docker", "rm", "--force", name, check=False)
+
+
+def _address(container: str, stack: Stack, network: str) -> str:
+    (item,) = json.loads(ENGINE.run("docker", "inspect", container))
+    return str(item["NetworkSettings"]["Networks"][f"{stack.project}_{network}"]["IPAddress"])
+
+
+def _answers(url: str) -> bool:
+    with requests.Session() as session:
+        session.trust_env = False
+        try:
+            return session.get(url, timeout=5).status_code == 200
+        except requests.RequestException:
+            return False
