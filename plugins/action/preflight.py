@@ -6,11 +6,14 @@ import difflib
 import os
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ansible.errors import AnsibleError, AnsibleUndefinedVariable
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.plugins.action import ActionBase
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 # Variables are read raw and evaluated one by one, so that one broken template hides no other fault.
 TARGET = "_preflight_target"
@@ -55,7 +58,7 @@ class ActionModule(ActionBase):  # type: ignore[misc, unused-ignore]
         names = self._check_names(roles, task_vars)
         raw = dict(self._variables)
         wrong = self._check_values(roles, list(roles.options))
-        answer = self._look_at_host(task_vars)
+        answer = self._look_at_host(task_vars, wrong)
         # Values may be derived from what was found out.
         self._variables.update({name: raw[name] for name in wrong if name in raw})
         self._variables["preflight_facts"] = answer.get("facts", {})
@@ -190,7 +193,7 @@ class ActionModule(ActionBase):  # type: ignore[misc, unused-ignore]
 
     # The host
 
-    def _look_at_host(self, task_vars: dict[str, Any]) -> dict[str, Any]:
+    def _look_at_host(self, task_vars: dict[str, Any], wrong: Collection[str]) -> dict[str, Any]:
         arguments: dict[str, Any] = {"controller_time": time.time()}
         for name, raw in self._variables.get(TARGET, {}).items():
             try:
@@ -198,6 +201,9 @@ class ActionModule(ActionBase):  # type: ignore[misc, unused-ignore]
             except AnsibleError:
                 # The variable at fault is reported by the checks of variables.
                 continue
+        # In the place of a wrong port stands the default, which nobody asked for.
+        ports = arguments.get("ports", [])
+        arguments["ports"] = [entry for entry in ports if entry["variable"] not in wrong]
         if self._connection.become is None:
             return self._answer(self._execute(arguments, task_vars))
         try:

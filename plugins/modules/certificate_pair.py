@@ -201,7 +201,10 @@ class Store:
                 stream.flush()
                 os.fsync(stream.fileno())
         synchronise(target)
-        link(self.live / "current", digest)
+        current = self.live / "current"
+        # Whoever is on the way through the link still finds the pair that it led to.
+        keep = {digest, current.readlink().name if current.is_symlink() else ""}
+        link(current, digest)
         for name in _NAMES:
             if name in contents:
                 link(self.live / name, f"current/{name}")
@@ -209,7 +212,7 @@ class Store:
                 (self.live / name).unlink(missing_ok=True)
         synchronise(self.live)
         for other in self.live.iterdir():
-            if other.is_dir() and not other.is_symlink() and other.name != digest:
+            if other.is_dir() and not other.is_symlink() and other.name not in keep:
                 shutil.rmtree(other)
 
 

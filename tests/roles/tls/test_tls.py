@@ -205,10 +205,8 @@ def test_self_signed_is_replaced_when_due(stack: Path) -> None:
     assert reloads(asked)
     assert served(stack) != third
     assert (stack / "tls/ca/ca.pem").read_text() == authority
-    assert (
-        len([path for path in live(stack).iterdir() if path.is_dir() and not path.is_symlink()])
-        == 1
-    )
+    pairs = [path for path in live(stack).iterdir() if path.is_dir() and not path.is_symlink()]
+    assert len(pairs) == 2, "the live pair and, for whoever is reading it, the one before"
 
     other = run(stack, "--diff", names=("c.test",)).succeeded()
     assert "it may not sign for c.test" in " ".join(other.output.split())
@@ -439,9 +437,12 @@ def test_readers_meet_one_pair_while_it_changes(tmp_path: Path) -> None:
     def read() -> None:
         while not stop.is_set():
             try:
-                directory = os.open(store.live / "current", os.O_RDONLY)
+                led_to = (store.live / "current").readlink()
+                directory = os.open(store.live / led_to, os.O_RDONLY)
             except FileNotFoundError:
-                torn.append("no pair at all")
+                # Pruned after two more were installed; if not, nothing was there to read.
+                if (store.live / "current").readlink() == led_to:
+                    torn.append("no pair at all")
                 continue
             try:
                 texts = []
