@@ -438,12 +438,15 @@ def test_readers_meet_one_pair_while_it_changes(tmp_path: Path) -> None:
         while not stop.is_set():
             try:
                 led_to = (store.live / "current").readlink()
+            except FileNotFoundError:
+                torn.append("no pair at all")
+                continue
+            try:
                 directory = os.open(store.live / led_to, os.O_RDONLY)
             except FileNotFoundError:
-                # Pruned after two more were installed; if not, nothing was there to read.
                 if (store.live / "current").readlink() == led_to:
-                    torn.append("no pair at all")
-                continue
+                    torn.append("leads nowhere")
+                continue  # pruned, after two more were installed
             try:
                 texts = []
                 for name in ("fullchain.pem", "privkey.pem"):
