@@ -6,6 +6,7 @@ import json
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -58,6 +59,15 @@ options:
     type: list
     elements: str
     default: []
+  loads:
+    description:
+      - What each service that can reload reads of its configuration, by service and by part, as any
+        text that changes with it.
+    type: dict
+    default: {}
+  record:
+    description: File in which M(service_reload) keeps what each service has read.
+    type: path
   services:
     description: Names to report as V(create) on a host that has no Docker yet, where nobody can
       read the compose files.
@@ -139,6 +149,19 @@ inactive:
   returned: success
   type: list
   elements: str
+serving:
+  description: Whether any container runs and is healthy, as far as that is checked.
+  returned: success
+  type: bool
+reload:
+  description: Services whose containers stay and that have not read what O(loads) says.
+  returned: success
+  type: list
+  elements: str
+unrecorded:
+  description: Whether O(record) does not say what O(loads) says.
+  returned: success
+  type: bool
 note:
   description: Says that Docker does not answer, so that everything has to be created.
   returned: when Docker does not answer
@@ -151,6 +174,8 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "files": {"type": "list", "elements": "path", "default": []},
     "env_files": {"type": "list", "elements": "path", "default": []},
     "profiles": {"type": "list", "elements": "str", "default": []},
+    "loads": {"type": "dict", "default": {}},
+    "record": {"type": "path"},
     "services": {"type": "list", "elements": "str", "default": []},
     "docker": {"type": "str", "default": "docker"},
     "timeout": {"type": "int", "default": 60},
@@ -301,6 +326,11 @@ def make_plan(
         "unhealthy": unhealthy,
         "starting": starting,
         "inactive": inactive,
+        "serving": any(
+            item.state == "running" and item.health in {None, "healthy"}
+            for there in present.values()
+            for item in there
+        ),
         "diff": {
             "before": "".join(f"{name}: {before[name]}\n" for name in work),
             "after": "".join(f"{name}: {_outcome(name, actions, reasons)}\n" for name in work),
@@ -311,6 +341,41 @@ def make_plan(
 def _outcome(name: str, actions: Mapping[str, str], reasons: Mapping[str, str]) -> str:
     action = "look into it" if actions[name] == "keep" else actions[name]
     return f"{action} ({reasons[name]})"
+
+
+def add_reloads(
+    result: dict[str, Any], loads: Mapping[str, Any], loaded: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The plan with what has to be read anew by containers that stay."""
+    behind = {
+        name: [part for part, wanted in parts.items() if loaded.get(name, {}).get(part) != wanted]
+        for name, parts in loads.items()
+    }
+    reload = sorted(
+        name
+        for name, parts in behind.items()
+        if parts and result["services"].get(name) == "keep" and result["containers"].get(name)
+    )
+    diff = result["diff"]
+    return {
+        **result,
+        "reload": reload,
+        "unrecorded": any(behind.values()),
+        "diff": {
+            "before": diff["before"] + "".join(f"{name}: running\n" for name in reload),
+            "after": diff["after"]
+            + "".join(f"{name}: reload ({', '.join(behind[name])})\n" for name in reload),
+        },
+    }
+
+
+def read_record(path: str | None) -> dict[str, Any]:
+    """What service_reload has written; nothing when there is no such file, or no sense in it."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def without_docker(names: Iterable[str], why: str) -> dict[str, Any]:
@@ -462,8 +527,9 @@ def plan(params: Mapping[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Entry point of Ansible."""
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
+    params = module.params
     try:
-        result = plan(module.params)
+        result = add_reloads(plan(params), params["loads"], read_record(params["record"]))
     except PlanError as error:
         module.fail_json(msg=str(error))
     module.exit_json(**result)

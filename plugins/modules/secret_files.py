@@ -12,6 +12,9 @@ description:
   - Handles every secret in one module execution, and never returns or shows a value.
   - Files are written to a temporary name, synchronised to disk and renamed, so that a reader or a
     power failure meets the old content or the new one.
+  - Each content also stands in a file of its own, C(.versions/<name>.<version>), which never
+    changes. What is to keep the secret it was made with, such as a container whose replacement may
+    still fail, mounts that one.
 options:
   path:
     description:
@@ -35,6 +38,11 @@ options:
     type: list
     elements: str
     default: []
+  referenced:
+    description:
+      - A file, such as the live compose file, whose text names the versions in use. Those stay;
+        other versions but the present ones are removed.
+    type: path
 attributes:
   check_mode:
     support: full
@@ -89,6 +97,7 @@ _ALPHABET = string.ascii_letters + string.digits
 _LENGTH = 43  # of 62 characters: as hard to guess as 32 random bytes
 _SHORTEST = 8
 _VERSION_KEY = ".version-key"
+_VERSIONS = ".versions"
 _TEMPORARY = ".secret_files."
 _DIRECTORY_MODE = 0o700
 _FILE_MODE = 0o444
@@ -202,6 +211,11 @@ class SecretFiles:
             raise RefusedError(f"{self.directory} is not a directory: move it away")
         else:
             self.repair(self.directory, _DIRECTORY_MODE)
+        versions = self.directory / _VERSIONS
+        if versions.is_dir():
+            self.repair(versions, _DIRECTORY_MODE)
+        elif not self.check_mode:
+            versions.mkdir(mode=_DIRECTORY_MODE)
         path = self.directory / _VERSION_KEY
         self.key = read(path)
         if self.key is not None:
@@ -232,7 +246,27 @@ class SecretFiles:
                 content = value.encode()
             if not self.check_mode:
                 write(path, content, _FILE_MODE)
-        self.versions[name] = self.version(name, content)
+        self.versions[name] = version = self.version(name, content)
+        if not self.check_mode:
+            fixed = self.directory / _VERSIONS / f"{name}.{version}"
+            if read(fixed) != content:
+                write(fixed, content, _FILE_MODE)
+            self.repair(fixed, _FILE_MODE)
+
+    def prune(self, referenced: Path) -> None:
+        """Remove the versions that are neither the present ones nor in use."""
+        if self.check_mode:
+            return
+        try:
+            in_use = referenced.read_text()
+        except FileNotFoundError:
+            in_use = ""
+        for path in (self.directory / _VERSIONS).iterdir():
+            name, _, version = path.name.rpartition(".")
+            # A service that is switched off takes its secret up again when it comes back.
+            stale = name in self.versions and version != self.versions[name]
+            if (stale and path.name not in in_use) or path.name.startswith(_TEMPORARY):
+                path.unlink()
 
     def version(self, name: str, content: bytes) -> str:
         if self.key is None or (self.check_mode and self.actions.get(name) == "generated"):
@@ -270,6 +304,7 @@ def main() -> None:
             "names": {"type": "list", "elements": "str", "required": True, "no_log": False},
             "values": {"type": "dict", "default": {}, "no_log": True},
             "known": {"type": "list", "elements": "str", "default": [], "no_log": False},
+            "referenced": {"type": "path"},
         },
         supports_check_mode=True,
     )
@@ -284,6 +319,8 @@ def main() -> None:
         for name in names:
             files.ensure(name, values.get(name))
         unused = files.unused(names)
+        if module.params["referenced"]:
+            files.prune(Path(module.params["referenced"]))
     except RefusedError as refusal:
         module.fail_json(msg=f"{refusal}.")
     except OSError as error:

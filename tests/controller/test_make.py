@@ -73,6 +73,16 @@ def test_an_unknown_inventory_is_named() -> None:
     assert "no inventory `prodction`; there are: dev local production staging test" in done.stderr
 
 
+def test_a_misspelt_group_is_no_success(tmp_path: Path) -> None:
+    """Bad input: an inventory without the group `stack` deploys nothing, and says so."""
+    (tmp_path / "hosts.yml").write_text("stak: {hosts: {web1: {ansible_connection: local}}}\n")
+    done = make("ps", f"INVENTORY={tmp_path}")
+    assert done.returncode != 0
+    done = make("down", f"INVENTORY={tmp_path}", "ARGS=--check")
+    assert done.returncode != 0
+    assert "Could not match supplied host pattern, ignoring: stack" in done.stdout + done.stderr
+
+
 def test_continuous_integration_runs_the_two_commands() -> None:
     """CS-1, BM-13."""
     lines = (ROOT / ".ci" / "run").read_text().splitlines()

@@ -127,6 +127,47 @@ class TestSlotThatNeverServes:
         assert site_yml().succeeded().returncode == 0
         stack.wait_healthy()
 
+    def test_application_that_serves_nobody(self, stack: Stack, source: Path) -> None:
+        """CS-1: healthy by its own check, but not through nginx: what served, serves again."""
+        routes = source / "compose_app" / "health" / "routes.py"
+        text = routes.read_text()
+        head = "    def get_health() -> Response:\n"
+        assert head in text
+        routes.write_text(
+            text.replace(
+                head,
+                f"{head}        from flask import request\n\n"
+                '        if request.headers.get("X-Real-IP"):\n'
+                '            raise RuntimeError("not through a proxy")\n',
+            )
+        )
+        slot = stack.api_slot()
+        run = site_yml(api_source_dir=str(source), nginx_hsts_seconds=1234567)
+        refused(run, "/health is not", "not through a proxy", "What ran before runs on")
+        stack.wait_healthy()
+        assert stack.api_slot() == slot
+        answer = stack.site.get("/health")
+        assert answer.headers["Strict-Transport-Security"] != "max-age=1234567"
+        site_yml().succeeded()
+
+    def test_password_of_a_change_that_fails(self, stack: Stack, source: Path) -> None:
+        """FS-8, FS-3: what serves keeps the secrets it was started with."""
+        (source / "compose_app" / "app.py").write_text("raise RuntimeError('born broken')\n")
+        secrets = {
+            "secrets_values": {
+                "redis_cache_password": "another-password-1",
+                "postgres_app_password": "another-password-2",
+            }
+        }
+        broken = {"api_source_dir": str(source), "api_start_seconds": 10}
+        refused(site_yml(**broken, **secrets), "born broken", "What ran before runs on")
+        stack.wait_healthy()
+        stack.compose("restart", stack.api_slot())
+        stack.wait_healthy()
+        assert site_yml(**secrets).succeeded().changed > 0
+        stack.wait_healthy()
+        assert site_yml(**secrets).succeeded().changed == 0
+
     def test_migration_that_fails(self, stack: Stack, source: Path) -> None:
         """FS-3: the old version serves on, on the old schema."""
         versions = source / "compose_app" / "migrations" / "versions"
@@ -175,12 +216,18 @@ class TestInterrupted:
             "TASK [stack : Put the rendered configuration in place]",
             "TASK [stack : Start what is new or changed",
             "TASK [stack : Let the slot that served finish",
+            "TASK [stack : Reload what can reload]",
         ],
     )
     def test_next_run_converges(self, stack: Stack, task: str) -> None:
         """CS-1, FS-3: what serves goes on serving, and running again ends where it should."""
         level = f"{'info' if self.level(stack) == 'warning' else 'warning'}"
-        wanted = {"api_log_level": level, "redis_queue_memory_mb": 176}
+        seconds = 2_000_000 + (level == "info")
+        wanted = {
+            "api_log_level": level,
+            "redis_queue_memory_mb": 176,
+            "nginx_hsts_seconds": seconds,
+        }
         run = playbook(INVENTORY, variables=wanted, interrupt_at=task)
         assert run.returncode != 0, "the run ended before it could be interrupted"
         assert stack.site.answers()
@@ -188,6 +235,8 @@ class TestInterrupted:
         stack.wait_healthy()
         assert self.level(stack) == level
         assert stack.one("redis-queue")["HostConfig"]["Memory"] == 176 << 20
+        promised = stack.site.get("/health").headers["Strict-Transport-Security"]
+        assert promised == f"max-age={seconds}", "nginx has not read its new configuration"
 
     @staticmethod
     def level(stack: Stack) -> str:

@@ -36,4 +36,7 @@ def test_check_changes_nothing(engine: Engine) -> None:
     before = listing(engine)
     run = site_yml("--check", "--diff").succeeded()
     assert run.changed > 0
+    for service in ("postgres", "redis", "api", "nginx"):
+        assert f"  create {service}" in run.output
+    assert "Docker Compose is not installed, so every service has to be created" in run.output
     assert listing(engine) ^ before == set()

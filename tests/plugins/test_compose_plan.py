@@ -21,6 +21,7 @@ from plugins.modules.compose_plan import (
     Container,
     PlanError,
     Service,
+    add_reloads,
     decide,
     expected_services,
     make_plan,
@@ -132,6 +133,36 @@ def test_inactive_profiles_are_told_and_left_alone() -> None:
     result = make_plan({}, [container("debug"), container("orphan")], disabled=["debug"])
     assert result["services"] == {"debug": "keep", "orphan": "remove"}
     assert result["inactive"] == ["debug"]
+
+
+def test_what_was_not_read_yet_is_read_by_what_stays() -> None:
+    """CS-1: an interrupted run leaves no container on its old configuration."""
+    services = {"kept": SERVICE, "changed": SERVICE, "current": SERVICE, "gone": Service("hash", 0)}
+    containers = [
+        container("kept"), container("changed", config_hash="other"), container("current")
+    ]  # fmt: skip
+    loads = {
+        "kept": {"config": "2", "certificate": "1"},
+        "changed": {"config": "2"},
+        "current": {"config": "1"},
+        "gone": {"config": "1"},
+        "never": {"config": "1"},
+    }
+    loaded = {"kept": {"config": "1", "certificate": "1"}, "current": {"config": "1"}}
+    result = add_reloads(make_plan(services, containers), loads, loaded)
+    assert result["reload"] == ["kept"]
+    assert result["unrecorded"]
+    assert "kept: reload (config)\n" in result["diff"]["after"]
+    same = add_reloads(make_plan(services, containers), loads, loads)
+    assert (same["reload"], same["unrecorded"]) == ([], False)
+
+
+def test_somebody_is_served_by_what_is_healthy() -> None:
+    services = {"api": SERVICE}
+    for health, serving in ((None, True), ("healthy", True), ("starting", False)):
+        assert make_plan(services, [container(health=health)])["serving"] is serving
+    assert not make_plan(services, [container(state="exited")])["serving"]
+    assert not make_plan(services, [])["serving"]
 
 
 def test_what_the_configuration_says() -> None:
@@ -379,3 +410,54 @@ def test_a_running_project(compose: Compose, project: Project) -> None:
     gone = compose.plan()["services"]
     assert gone == dict.fromkeys(("web", "once", "sick", "debug"), "remove") | {"other": "create"}
     file.write_text(PROJECT.format(image=compose.image))
+
+
+READERS = """
+services:
+  reader: &reader
+    image: {image}
+    command: [sh, -c, "trap 'echo read' HUP; while :; do sleep 0.05; done"]
+    stop_grace_period: 0s
+    deploy: {{replicas: 2}}
+  other: {{<<: *reader, deploy: {{replicas: 1}}}}
+networks: {{default: {{internal: true}}}}
+"""
+
+
+@pytest.mark.docker
+def test_reloading(compose: Compose, project: Project) -> None:
+    """CS-1: each that is behind reads once, and it is remembered until something differs."""
+    (compose.directory / "compose.yml").write_text(READERS.format(image=compose.image))
+    compose("up", "--detach")
+    record = compose.directory / "state" / "loaded.json"
+
+    def read(service: str) -> int:
+        return compose("logs", "--no-log-prefix", service).count("read")
+
+    def reload(loads: dict[str, Any], *options: str, started: tuple[str, ...] = ()) -> Any:
+        arguments = {
+            "project_name": compose.name,
+            "record": str(record),
+            "loads": loads,
+            "started": list(started),
+        }
+        return project.tasks({"service_reload": arguments}, options=options).last
+
+    first = {"reader": {"config": "1"}, "other": {"config": "1"}, "absent": {"config": "1"}}
+    rehearsed = reload(first, "--check")
+    assert (rehearsed["changed"], rehearsed["reloaded"]) == (True, ["other", "reader"])
+    assert not record.exists()
+    assert reload(first, started=("other",))["reloaded"] == ["reader"]
+    wait_for("both containers read", lambda: read("reader") == 2)
+    assert read("other") == 0
+    assert json.loads(record.read_text()) == {"reader": {"config": "1"}, "other": {"config": "1"}}
+    assert not reload(first)["changed"]
+
+    # Parts that another playbook speaks of stay.
+    assert reload({"other": {"certificate": "a"}})["reloaded"] == ["other"]
+    wait_for("the other one read", lambda: read("other") == 1)
+    assert json.loads(record.read_text())["other"] == {"config": "1", "certificate": "a"}
+    assert compose.plan(loads=first, record=str(record))["services"]["other"] == "keep"
+    record.write_text("half a rec")
+    assert reload(first)["reloaded"] == ["other", "reader"]
+    wait_for("both read again", lambda: read("reader") == 4)

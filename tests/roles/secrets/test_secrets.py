@@ -220,6 +220,35 @@ def test_repairs_and_reports(stack: Path) -> None:
     assert content(stack, "beta_password") == "edited-by-hand"
 
 
+def test_versions_in_use_stay(stack: Path) -> None:
+    """FS-8: what runs keeps the secret it was started with, until nothing names it any more."""
+    made = versions(run(stack).succeeded())["alpha_password"]
+    kept = stack / "secrets" / ".versions"
+    value = content(stack, "alpha_password")
+    assert (kept / f"alpha_password.{made}").read_text() == value
+    assert mode(kept) == 0o700
+
+    live = stack / "services" / "stack" / "trees" / "live"
+    live.mkdir(parents=True)
+    (live.parent.parent / "current").symlink_to("trees/live")
+    (live / "compose.yml").write_text(f"file: {kept}/alpha_password.{made}\n")
+    # Two attempts that failed: neither was made live.
+    for attempt in ("first-attempt", "second-attempt"):
+        changed = run(stack, secrets_values={"alpha_password": attempt}).succeeded()
+        assert (kept / f"alpha_password.{made}").read_text() == value
+        newest = versions(changed)["alpha_password"]
+        assert (kept / f"alpha_password.{newest}").read_text() == attempt
+        assert len(list(kept.glob("alpha_password.*"))) == 2
+
+    (live / "compose.yml").write_text(f"file: {kept}/alpha_password.{newest}\n")
+    (kept / f"alpha_password.{newest}").write_text("damaged")
+    fewer = run(stack, services=("alpha",)).succeeded()
+    assert versions(fewer)["alpha_password"] == newest
+    assert (kept / f"alpha_password.{newest}").read_text() == "second-attempt"
+    assert not (kept / f"alpha_password.{made}").exists()
+    assert len(list(kept.glob("beta_password.*"))) == 1
+
+
 def damage_with_line_break(secrets: Path) -> None:
     (secrets / "alpha_token").write_text("line break\n")
 

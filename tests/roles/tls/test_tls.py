@@ -88,7 +88,7 @@ def served(stack: Path) -> x509.Certificate:
 
 
 def reloads(done: Run) -> bool:
-    return "nginx would be reloaded now" in done.output
+    return "NEW=True" in done.output
 
 
 @contextlib.contextmanager
