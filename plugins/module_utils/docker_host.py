@@ -80,6 +80,8 @@ class Engine:
             connection.request("GET", resource)
             response = connection.getresponse()
             body = response.read()
+        except http.client.RemoteDisconnected:  # an OSError as well: nobody answered
+            raise
         except http.client.HTTPException as error:
             raise EngineError(f"no valid answer on {self.path}: {error!r}") from error
         finally:
@@ -210,7 +212,9 @@ def _unreachable(error: Exception) -> tuple[str, str]:
     pid = daemon_pid()
     if pid is not None:
         return "unreachable", f"dockerd runs (PID {pid}) but does not answer on {SOCKET}: {error}"
-    if isinstance(error, (FileNotFoundError, ConnectionRefusedError)):
+    # systemd listens for a daemon that does not come up, and drops whoever connects.
+    stopped = (FileNotFoundError, ConnectionRefusedError, ConnectionResetError, BrokenPipeError)
+    if isinstance(error, stopped):
         return ("stopped", "the daemon does not run") if installed else ("absent", "")
     return "unreachable", f"{SOCKET} does not answer: {error}"
 

@@ -87,6 +87,7 @@ certificate:
 """
 
 import hashlib
+import itertools
 import os
 import shutil
 import stat
@@ -185,14 +186,15 @@ class Store:
     def install(self, contents: dict[str, str]) -> None:
         """Make these contents the live pair, by one rename."""
         digest = hashlib.sha256("\0".join(contents.values()).encode()).hexdigest()[:12]
-        target = self.live / digest
-        if target.exists():  # left by a run that was killed
-            shutil.rmtree(target)
+        # The same contents may be live already, or left half written by a run that was killed.
+        names = (f"{digest}-{number}" if number else digest for number in itertools.count())
+        name = next(name for name in names if not (self.live / name).exists())
+        target = self.live / name
         target.mkdir(mode=0o755)
         target.chmod(0o755)
-        for name, content in contents.items():
-            private = name == "privkey.pem"
-            descriptor = os.open(target / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
+        for file, content in contents.items():
+            private = file == "privkey.pem"
+            descriptor = os.open(target / file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400)
             with os.fdopen(descriptor, "w") as stream:
                 os.fchmod(stream.fileno(), 0o400 if private else 0o444)
                 owner = self.owner if private else 0
@@ -203,13 +205,13 @@ class Store:
         synchronise(target)
         current = self.live / "current"
         # Whoever is on the way through the link still finds the pair that it led to.
-        keep = {digest, current.readlink().name if current.is_symlink() else ""}
-        link(current, digest)
-        for name in _NAMES:
-            if name in contents:
-                link(self.live / name, f"current/{name}")
+        keep = {name, current.readlink().name if current.is_symlink() else ""}
+        link(current, name)
+        for file in _NAMES:
+            if file in contents:
+                link(self.live / file, f"current/{file}")
             else:
-                (self.live / name).unlink(missing_ok=True)
+                (self.live / file).unlink(missing_ok=True)
         synchronise(self.live)
         for other in self.live.iterdir():
             if other.is_dir() and not other.is_symlink() and other.name not in keep:

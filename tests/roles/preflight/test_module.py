@@ -180,6 +180,26 @@ def test_engine_that_does_not_answer(engine: Callable[..., FakeEngine], tmp_path
     assert "cannot be used" in causes(found)
 
 
+def test_engine_that_does_not_come_up(engine: Callable[..., FakeEngine], tmp_path: Path) -> None:
+    """systemd listens in the daemon's place and drops whoever connects: start it, and see."""
+
+    def drop() -> None:
+        connection, _ = server.accept()
+        # Closed with something unread, a connection is reset.
+        connection.close()
+
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(tmp_path / "docker.sock"))
+    server.listen()
+    with server:
+        thread = threading.Thread(target=drop)
+        thread.start()
+        found = look(tmp_path)
+        thread.join()
+    assert found.facts["docker"]["state"] in {"stopped", "absent"}
+    assert found.problems == []
+
+
 def test_broken_daemon_json(engine: Callable[..., FakeEngine], tmp_path: Path) -> None:
     engine()
     (tmp_path / "daemon.json").write_text("{,}")
