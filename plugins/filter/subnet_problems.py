@@ -24,7 +24,7 @@ options:
 EXAMPLES = r"""
 - name: Refuse what is no network
   ansible.builtin.assert:
-    that: {'stack_backend_subnet': stack_backend_subnet} | subnet_problems | length == 0
+    that: subnets | subnet_problems | length == 0
 """
 
 RETURN = r"""
