@@ -15,8 +15,6 @@ RENEW ?=
 
 VENV := $(CURDIR)/.venv
 export PATH := $(VENV)/bin:$(PATH)
-# A typo in an inventory stops the run, where Ansible would warn and go on without the hosts.
-export ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED := True
 
 inventory = $(if $(wildcard inventories/$(INVENTORY)/),inventories/$(INVENTORY),$(INVENTORY))
 ifeq ($(wildcard $(inventory)),)
@@ -38,8 +36,8 @@ up: controller ## deploy the stack, installing what is missing
 	@$(playbook) playbooks/site.yml
 
 .PHONY: up-all
-up-all: controller ## deploy it with the profile `monitoring`
-	@$(playbook) playbooks/site.yml --extra-vars '{"stack_profiles": ["monitoring"]}'
+up-all: controller ## deploy it with the profile `monitoring` as well
+	@$(playbook) playbooks/site.yml --extra-vars '{"site_profiles": ["monitoring"]}'
 
 .PHONY: dev
 dev: ## deploy it here with the source mounted: code changes show at once

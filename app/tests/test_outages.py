@@ -155,3 +155,19 @@ def test_slow_statement_is_cancelled(server: Gunicorn, backends: Backends) -> No
         assert answer.status == 503
         assert answer.seconds < LIMIT
     wait_for("items", lambda: server.request("GET", "/api/items").status == 200)
+
+
+def test_cancelled_statement_leaves_the_database_alone(backends: Backends) -> None:
+    """CS-2: the server has answered, so the worker refuses no other request because of it."""
+    with tempfile.TemporaryDirectory(prefix="app-") as directory:
+        server = Gunicorn(backends.environ, Path(directory), WEB_CONCURRENCY="1")
+        try:
+            server.ready()
+            _warm(server)
+            with backends.connect() as connection, connection.transaction():
+                connection.execute("LOCK TABLE items")
+                assert server.request("GET", "/api/items/1").status == 503
+                assert server.request("GET", "/health").status == 200
+            assert any(line["event"] == "statement cancelled" for line in server.logs())
+        finally:
+            server.stop()

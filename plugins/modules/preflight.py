@@ -91,13 +91,14 @@ options:
     type: int
     default: 0
   disk_images_mb:
-    description: Further space for Docker's data as long as O(image) is not there, in MiB.
+    description: Further space for Docker's data as long as none of O(images) is there, in MiB.
     type: int
     default: 0
-  image:
-    description: Repository of an image whose presence shows that the images were made before.
-    type: str
-    default: ''
+  images:
+    description: Repositories of images of which any one shows that the images were made before.
+    type: list
+    elements: str
+    default: []
   clock_skew_seconds:
     description: Difference allowed between the clocks of the controller and the host.
     type: int
@@ -335,8 +336,8 @@ class Preflight:
         engine = Engine()
         try:
             self.containers = engine.get("/containers/json", all="true") or []
-            if self.params["image"]:
-                filters = {"reference": [self.params["image"]]}
+            if self.params["images"]:
+                filters = {"reference": self.params["images"]}
                 self.image_present = bool(engine.get("/images/json", filters=filters))
             if self.params["postgres_volume"]:
                 volume = engine.get(f"/volumes/{self.params['postgres_volume']}") or {}
@@ -666,7 +667,7 @@ def main() -> None:
             "disk_stack_mb": number,
             "disk_docker_mb": number,
             "disk_images_mb": number,
-            "image": text,
+            "images": texts,
             "clock_skew_seconds": {"type": "int", "default": 300},
             "controller_time": {"type": "float", "default": 0},
             "daemon_options": {"type": "dict", "default": {}},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -20,6 +21,21 @@ ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if (path / "task
 INVENTORIES = sorted(path.name for path in (ROOT / "inventories").iterdir() if path.is_dir())
 
 RENDERED = ["production", "dev"]
+# Rendered once more with settings that are not the defaults, as name: inventory and variables.
+CHANGED: dict[str, tuple[str, dict[str, Any]]] = {
+    "changed": (
+        "production",
+        {
+            "stack_server_names": ["example.com", "*.example.com"],
+            "stack_frontend_subnet": "172.30.1.0/24",
+            "stack_backend_subnet": "172.30.2.0/24",
+            "stack_monitoring_subnet": "172.30.3.0/24",
+            "nginx_cpus": 2.5,
+            "postgres_max_connections": 500,
+            "tls_ocsp_responder": "http://ocsp.example.com",
+        },
+    ),
+}
 SCRATCH = tempfile.TemporaryDirectory(prefix="contract-")
 
 
@@ -76,7 +92,8 @@ class Rendered:
         return (self.directory / room / "current" / path).read_text()
 
 
-def run_render(inventory: str) -> subprocess.CompletedProcess[str]:
+def run_render(name: str) -> subprocess.CompletedProcess[str]:
+    inventory, variables = CHANGED.get(name, (name, {}))
     return subprocess.run(
         [
             str(Path(sys.executable).parent / "ansible-playbook"),
@@ -84,7 +101,7 @@ def run_render(inventory: str) -> subprocess.CompletedProcess[str]:
             f"inventories/{inventory}",
             "tests/contract/render.yml",
             "-e",
-            f"contract_dir={SCRATCH.name}/{inventory}",
+            json.dumps({**variables, "contract_dir": f"{SCRATCH.name}/{name}"}),
         ],
         cwd=ROOT,
         env={**os.environ, "ANSIBLE_NOCOLOR": "1"},
@@ -99,7 +116,8 @@ def run_render(inventory: str) -> subprocess.CompletedProcess[str]:
 def render_all() -> dict[str, subprocess.CompletedProcess[str]]:
     """Side by side, and once, failed or not: pytest would try again for every test."""
     with ThreadPoolExecutor() as pool:
-        return dict(zip(RENDERED, pool.map(run_render, RENDERED), strict=True))
+        names = [*RENDERED, *CHANGED]
+        return dict(zip(names, pool.map(run_render, names), strict=True))
 
 
 def render(inventory: str) -> Rendered:
@@ -127,6 +145,11 @@ def _with_includes(directory: Path, name: str) -> list[dict[str, Any]]:
         fragment,
         *(item for path in fragment.get("include", []) for item in _with_includes(directory, path)),
     ]
+
+
+@pytest.fixture(scope="session")
+def changed() -> Rendered:
+    return render("changed")
 
 
 @pytest.fixture(scope="session", params=RENDERED)

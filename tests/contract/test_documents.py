@@ -32,11 +32,46 @@ def test_make_has_the_verbs() -> None:
     assert verbs() >= VERBS
 
 
+def table(text: str, first: str) -> list[list[str]]:
+    """Rows of the table whose first column is called so, its heading among them."""
+    start = text.index(f"| {first} |")
+    lines = text[start : text.index("\n\n", start)].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [rows[0], *rows[2:]]
+
+
 def test_readme_names_every_verb() -> None:
+    """CS-14: the table has those there are, and each document only those."""
+    listed = [re.findall(r"`make ([a-z-]+)`", row[0]) for row in table(README.read_text(), "Verb")]
+    assert sorted(verb for row in listed for verb in row) == sorted(verbs())
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for path in tracked():
+        if path.suffix == ".md":
+            used = set(re.findall(r"(?:^ *|`)make ([a-z-]+)", path.read_text(), re.MULTILINE))
+            assert used <= targets, f"{path.relative_to(ROOT)}: {used - targets}"
+
+
+def test_readme_shows_the_drawing_and_where_services_answer() -> None:
     """CS-14."""
     text = README.read_text()
-    missing = {verb for verb in verbs() if f"make {verb}" not in text}
-    assert not missing
+    drawing = re.search(r"^!\[[^\]]{40,}\]\((\S+)\)$", text, re.MULTILINE)
+    assert drawing
+    assert "<svg" in (ROOT / drawing[1]).read_text()
+    heading, *services = table(text, "Service")
+    assert heading[:3] == ["Service", "What it is", "Reachable at"]
+    places = {name: row[2] for row in services for name in re.findall(r"`([\w-]+)`", row[0])}
+    for name, port in {
+        "nginx": "443",
+        "api-blue": "9100",
+        "postgres": "5432",
+        "redis-cache": "6379",
+        "redis-queue": "6379",
+        "devports": "5432",
+    }.items():
+        assert port in places[name], name
+    urls = " ".join(row[0] for row in table(text, "URL"))
+    for url in ("/health", "/api/items", "/api/cache/{key}", "/docs"):
+        assert f"`{url}`" in urls
 
 
 def test_readme_has_its_chapters() -> None:
@@ -57,8 +92,12 @@ def test_readme_has_its_chapters() -> None:
 
 
 def test_contributing_shows_how_to_add_a_room() -> None:
-    """CS-14."""
-    assert re.search(r"(?i)add.*(room|service)", (ROOT / "CONTRIBUTING.md").read_text())
+    """CS-14: with every file that a room has."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    chapter = text.partition("\n## Add a service room\n")[2].partition("\n## ")[0]
+    for name in ("defaults", "meta", "vars", "tasks", "handlers", "templates"):
+        assert f"`roles/hello/{name}/" in chapter, name
+    assert "`playbooks/site.yml`" in chapter
 
 
 def test_links_resolve() -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
+
+from plugins.lookup.build_context import context_files
 
 from .conftest import ROLES, ROOT, load, optional, tracked
 
@@ -103,3 +106,21 @@ def test_workflow_finds_the_pinned_base() -> None:
     found = re.search(pattern, text, re.MULTILINE)
     assert found
     assert found[1] == defaults["images_python"]
+
+
+@pytest.mark.parametrize(
+    "dockerfile",
+    [ROOT / "app" / "Dockerfile", *sorted((ROOT / "files" / "images").glob("*/Dockerfile"))],
+    ids=lambda path: path.parent.name,
+)
+def test_an_image_is_named_after_what_it_is_made_of(dockerfile: Path) -> None:
+    """CS-4: a file that no step copies would rebuild the image without cause."""
+    copied = {
+        source.rstrip("/")
+        for line in dockerfile.read_text().splitlines()
+        if line.startswith(("COPY ", "ADD ")) and "--from=" not in line
+        for source in line.split()[1:-1]
+    }
+    for name, _ in context_files(dockerfile.parent):
+        parts = {name, *map(str, Path(name).parents)}
+        assert name == "Dockerfile" or parts & copied, name

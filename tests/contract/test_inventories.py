@@ -43,21 +43,19 @@ def test_every_inventory_feeds_the_same_group(inventory: str) -> None:
 
 
 def test_roles_know_no_environment() -> None:
-    """FS-1: what differs is a variable, never a branch on the inventory's name."""
+    """FS-1: what differs is a variable, never a branch on the inventory's or a project's name."""
+    place = re.compile(r"inventory_dir|inventory_file|groups\[|group_names")
+    name = r"(stack_project|inventory_hostname)"
+    branch = re.compile(
+        rf"(\bif|\bwhen:|\bin|==|!=)\s+\(?{name}\b(?! is| in)|{name}\s*(==|!=|in\s)"
+    )
     for role in ROLES:
         for path in sorted((ROOT / "roles" / role).rglob("*")):
-            if path.suffix in {".yml", ".j2"} and path.parent.name in {
-                "tasks",
-                "templates",
-                "config",
-                "boot",
-            }:
-                text = path.read_text()
-                found = re.search(
-                    r"(inventory_dir|inventory_file|groups\[|group_names)",
-                    text,
-                )
-                assert not found, f"{path.relative_to(ROOT)}: {found[0]}"
+            if not path.is_file() or path.suffix == ".md":
+                continue
+            text = path.read_text()
+            found = place.search(text) or branch.search(text)
+            assert not found, f"{path.relative_to(ROOT)}: {found[0]}"
 
 
 def test_site_deploys_every_role_once() -> None:

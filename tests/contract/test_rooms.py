@@ -133,10 +133,12 @@ def test_no_secret_in_the_environment(rendered: Rendered) -> None:
 
 
 def test_data_lives_in_named_volumes_or_where_the_inventory_says(rendered: Rendered) -> None:
-    """CS-5, BM-15."""
+    """CS-5, BM-15: the data path itself is the volume, not some other path beside it."""
     for name in ("postgres", "redis-cache", "redis-queue"):
-        sources = {volume.split(":")[0] for volume in rendered.services[name]["volumes"]}
-        assert sources & set(rendered.volumes), name
+        target = "/var/lib/postgresql/data" if name == "postgres" else "/data"
+        mounted = dict(volume.split(":")[1::-1] for volume in rendered.services[name]["volumes"])
+        assert mounted[target] == f"{name}-data"
+        assert f"{name}-data" in rendered.volumes
 
 
 def test_images_are_named_by_reference_never_latest(rendered: Rendered) -> None:

@@ -44,17 +44,27 @@ def test_specs_equal_defaults(role: str) -> None:
 
 @pytest.mark.parametrize("role", ROLES)
 def test_every_variable_is_documented_where_it_is_set(role: str) -> None:
-    """CS-12: a comment stands above each variable or the group it opens."""
+    """CS-12: a comment stands above each variable, and no two say the same."""
     path = ROOT / "roles" / role / "defaults" / "main.yml"
     if not path.exists():
         return
-    for block in re.split(r"\n\s*\n", path.read_text().removeprefix("---\n")):
-        names = re.findall(r"^([a-z]\w*):", block, re.MULTILINE)
-        if not names:
-            continue
-        first = block.strip().splitlines()[0]
-        assert first.startswith("# "), f"{names[0]} has no comment above it"
-        assert not first.startswith("# renovate:"), f"{names[0]} has only a comment for Renovate"
+    above: list[str] = []
+    said: dict[str, str] = {}
+    for line in path.read_text().splitlines():
+        name = re.match(r"([a-z]\w*):", line)
+        if name:
+            text = " ".join(above)
+            assert text, f"{name[1]} has no comment above it"
+            assert text not in said, f"{name[1]} says what {said[text]} says"
+            said[text] = name[1]
+        # Renovate's own line describes nothing.
+        if not line.startswith("#"):
+            above = []
+        elif not line.startswith("# renovate:"):
+            above.append(line)
+    options = load(path.parents[1] / "meta" / "argument_specs.yml")["argument_specs"]["main"]
+    texts = [str(option["description"]) for option in options.get("options", {}).values()]
+    assert len(texts) == len(set(texts))
 
 
 @pytest.mark.parametrize("role", ROLES)

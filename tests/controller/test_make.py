@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
 from tests.harness import ROOT
 
@@ -81,6 +83,40 @@ def test_a_misspelt_group_is_no_success(tmp_path: Path) -> None:
     done = make("down", f"INVENTORY={tmp_path}", "ARGS=--check")
     assert done.returncode != 0
     assert "Could not match supplied host pattern, ignoring: stack" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("inventory", "profiles"),
+    [("dev", ["dev", "monitoring"]), ("local", ["monitoring"])],
+)
+def test_up_all_adds_to_the_profiles_of_the_inventory(
+    inventory: str, profiles: list[str], tmp_path: Path
+) -> None:
+    """CS-13: what the inventory turns on stays on."""
+    command = make("-n", "up-all", f"INVENTORY={inventory}").stdout.splitlines()[-1]
+    (play,) = yaml.safe_load((ROOT / "playbooks" / "site.yml").read_text())
+    shown = tmp_path / "shown"
+    play.update(
+        become=False,
+        roles=[{"role": "stack", "tags": "never"}],
+        tasks=[
+            {
+                "ansible.builtin.copy": {"content": "{{ stack_profiles }}", "dest": str(shown)},
+                "when": "stack_profiles is defined",
+            }
+        ],
+    )
+    (tmp_path / "site.yml").write_text(yaml.safe_dump([play]))
+    subprocess.run(
+        command.replace("playbooks/site.yml", str(tmp_path / "site.yml")),
+        shell=True,
+        cwd=ROOT,
+        env={**os.environ, "PATH": f"{ROOT}/.venv/bin:{os.environ['PATH']}"},
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    assert json.loads(shown.read_text().replace("'", '"')) == profiles
 
 
 def test_continuous_integration_runs_the_two_commands() -> None:

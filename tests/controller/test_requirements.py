@@ -14,7 +14,9 @@ import yaml
 
 from tests.harness import BIN, ROOT
 
-LOCKS = ["requirements.lock", "requirements-dev.lock"]
+CONTROLLER = ["requirements.lock", "requirements-dev.lock"]
+APPLICATION = ["app/requirements.lock", "app/requirements-test.lock"]
+LOCKS = [*CONTROLLER, *APPLICATION]
 # A plugin's name in YAML or Python: namespace.collection.plugin.
 FQCN = re.compile(
     r"(?<![\w./-])((?:ansible|community)\.\w+)\.[a-z_0-9]+(?=[\s:\"',)]|$)", re.MULTILINE
@@ -67,18 +69,32 @@ def test_lock_is_pinned_and_hashed(lock: str) -> None:
         assert "--hash=sha256:" in block, block
 
 
-def test_locks_hold_what_was_asked_for_and_agree() -> None:
+@pytest.mark.parametrize("locks", [CONTROLLER, APPLICATION], ids=["controller", "application"])
+def test_locks_hold_what_was_asked_for_and_agree(locks: list[str]) -> None:
     """CS-1: both locks can be installed together."""
-    run, development = pins("requirements.lock"), pins("requirements-dev.lock")
-    for name, lock in (("requirements.in", run), ("requirements-dev.in", development)):
-        asked = re.findall(r"^([A-Za-z0-9-]+)", (ROOT / name).read_text(), re.MULTILINE)
-        missing = {package.lower() for package in asked if not package.startswith("-")} - set(lock)
-        assert not missing
-    shared = run.keys() & development.keys()
-    assert {name: run[name] for name in shared} == {name: development[name] for name in shared}
+    first, second = (pins(lock) for lock in locks)
+    for lock, found in zip(locks, (first, second), strict=True):
+        text = (ROOT / lock).with_suffix(".in").read_text()
+        asked = re.findall(r"^([A-Za-z0-9-]+)(?:\[.*\])?(?:==(\S+))?", text, re.MULTILINE)
+        for name, version in asked:
+            if not name.startswith("-"):
+                assert name.lower() in found, f"{lock}: {name}"
+                assert version in ("", found[name.lower()]), f"{lock}: {name}"
+    shared = first.keys() & second.keys()
+    assert {name: first[name] for name in shared} == {name: second[name] for name in shared}
 
 
-@pytest.mark.parametrize("lock", LOCKS)
+def test_every_lock_is_made_by_the_verb() -> None:
+    """CS-13: `make lock` leaves none behind."""
+    script = (ROOT / "scripts" / "lock").read_text()
+    assert set(re.findall(r"--output-file (\S+)", script)) == set(LOCKS)
+    tracked = subprocess.run(
+        ["git", "ls-files", "*.lock"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert set(tracked.stdout.split()) == set(LOCKS)
+
+
+@pytest.mark.parametrize("lock", CONTROLLER)
 def test_installed_versions_are_the_locked_ones(lock: str) -> None:
     """CS-1: the environment that runs these tests is the one that the locks describe."""
     environment = {
@@ -91,7 +107,8 @@ def test_installed_versions_are_the_locked_ones(lock: str) -> None:
 
 
 @pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
-def test_locks_resolve_on_every_python(version: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("locks", [CONTROLLER, APPLICATION], ids=["controller", "application"])
+def test_locks_resolve_on_every_python(locks: list[str], version: str, tmp_path: Path) -> None:
     """CS-1: Debian 12 brings Python 3.11, Debian 13 brings 3.13."""
     command: list[str | Path] = [
         BIN / "uv",
@@ -102,10 +119,11 @@ def test_locks_resolve_on_every_python(version: str, tmp_path: Path) -> None:
         version,
     ]
     command += ["--target", tmp_path, "--require-hashes", "--only-binary", ":all:"]
-    for lock in LOCKS:
+    for lock in locks:
         command += ["--requirement", ROOT / lock]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     if re.search(r"error sending request|dns error|timed out", done.stderr, re.IGNORECASE):
         pytest.skip("the package index cannot be reached")
     assert done.returncode == 0, done.stderr
-    assert f"ansible=={pins('requirements.lock')['ansible']}" in done.stderr
+    named = {"requirements.lock": "ansible", "app/requirements.lock": "flask"}[locks[0]]
+    assert f"{named}=={pins(locks[0])[named]}" in done.stderr

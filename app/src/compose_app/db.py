@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from typing import Any, LiteralString, TypeVar
 
 import psycopg
+import structlog
 from psycopg.abc import PQGen
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import DictRow, dict_row
 
 from compose_app import metrics
-from compose_app.dependencies import FailFast
+from compose_app.dependencies import FailFast, Unavailable
 
 CONNECT_TIMEOUT = 2
 """Seconds to connect and sign in; libpq knows no less."""
@@ -21,6 +22,7 @@ ANSWER_TIMEOUT = 2.0
 STATEMENT_TIMEOUT = 1800
 """Milliseconds after which the server cancels a statement; the connection is then kept."""
 
+_log = structlog.get_logger("compose_app")
 _T = TypeVar("_T")
 
 
@@ -72,15 +74,21 @@ class Database:
         A statement that fails for want of an answer may have taken effect.
 
         Raises:
-            compose_app.dependencies.Unavailable: within 2 s, when the server does not answer.
+            compose_app.dependencies.Unavailable: within 2 s, when the server does not answer, or
+                has cancelled the statement because it took too long.
             psycopg.Error: the statement itself is at fault, a violated constraint for example.
         """
         self._fail_fast.check()
         try:
             connection = self._connected()
             rows = connection.execute(statement, parameters, prepare=True).fetchall()
+        except psycopg.errors.QueryCanceled as error:
+            # A slow statement, not a lost server: it has answered, and others may be quick.
+            _log.warning("statement cancelled", error=str(error).strip())
+            self._fail_fast.succeeded()
+            raise Unavailable(self._fail_fast.name) from error
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-            if self._connection and not isinstance(error, psycopg.errors.QueryCanceled):
+            if self._connection:
                 self.close()
             raise self._fail_fast.failed(error) from error
         self._fail_fast.succeeded()

@@ -121,14 +121,14 @@ def look(tmp_path: Path, **changes: Any) -> preflight.Preflight:
         "postgres_volume": "",
         "distributions": [],
         "architectures": [],
-        "python_min": "3.9",
+        "python_min": "3.11",
         "engine_min": "25",
         "compose_min": "2.20.3",
         "memory_mb": 0,
         "disk_stack_mb": 0,
         "disk_docker_mb": 0,
         "disk_images_mb": 0,
-        "image": "",
+        "images": [],
         "clock_skew_seconds": 300,
         "controller_time": 0,
         "daemon_options": {},
@@ -239,7 +239,7 @@ def test_merge_keeps_what_others_wrote() -> None:
 def test_images_need_room_only_once(engine: Callable[..., FakeEngine], tmp_path: Path) -> None:
     """Bad input: too little disk, for what is still to be made."""
     started = engine()
-    needs = {"disk_images_mb": 10**9, "image": "compose-stack/api"}
+    needs = {"disk_images_mb": 10**9, "images": ["compose-stack/api"]}
     assert "1000000000 MiB are needed" in causes(look(tmp_path, **needs))
     started.answers["/images/json"] = [{"Id": "sha256:0"}]
     assert look(tmp_path, **needs).problems == []

@@ -8,6 +8,8 @@ import re
 import socket
 import subprocess
 import sys
+import tomllib
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,6 +166,24 @@ def test_active_slot(good: dict[str, Any]) -> None:
     assert shown_facts(preflight(good))["active_slot"] == "green"
 
 
+def test_a_pulled_application_needs_room_only_once(good: dict[str, Any]) -> None:
+    """Bad input: too little disk. What is there shows that the images were made before."""
+    good.update(preflight_disk_images_mb=10**9, stack_image_source="registry")
+    repository = f"preflight-test.example:5000/{uuid.uuid4().hex}/shop"
+    good["api_image"] = f"{repository}:2@sha256:{64 * '0'}"
+    assert "are free on the file system of" in report(preflight(good))
+    subprocess.run(
+        ["docker", "import", "-", f"{repository}:1"],
+        input=b"\0" * 1024,
+        check=True,
+        capture_output=True,
+    )
+    try:
+        preflight(good).succeeded()
+    finally:
+        subprocess.run(["docker", "image", "rm", f"{repository}:1"], check=True)
+
+
 def test_own_variables_can_be_allowed(good: dict[str, Any]) -> None:
     good.update(redis_of_ours="x", preflight_allowed_variables=["redis_of_ours"])
     preflight(good).succeeded()
@@ -199,7 +219,7 @@ RULES = [
             "which Compose refuses",
             "would publish the same port",
             "not between 1 and 65535",
-            "'data', a relative path",
+            "postgres_data_dir data",
             "the certificate cannot be used:  (no file named)",
             "images_archive ('/nowhere.tar') is no file",
             "which is not supported",
@@ -218,10 +238,42 @@ RULES = [
             "192.0.2.1 is not an address of the host",
         ],
     ),
+    (
+        {
+            "stack_server_names": ["*.example.com", "example.com"],
+            "stack_profiles": ["dev", "monitorin"],
+            "stack_frontend_subnet": "everywhere",
+            "stack_backend_subnet": "172.30.1.5/24",
+            "stack_monitoring_subnet": "fd00::/64",
+            "postgres_image": "example.com/timescaledb:2.30.0-pg16@sha256:" + 64 * "0",
+            "postgres_max_connections": 100,
+            "postgres_memory_mb": 8,
+            "redis_data_dir": "redis",
+            "redis_cache_memory_mb": 1,
+            "api_scale": 65,
+            "api_workers": 70,
+            "api_source_dir": "src",
+            "nginx_cpus": -1,
+            "redis_cpus": 0,
+        },
+        [
+            "stack_server_names begins with the wildcard *.example.com",
+            "stack_profiles names monitorin, which no service has",
+            "stack_frontend_subnet: 'everywhere' does not appear to be",
+            "stack_backend_subnet: 172.30.1.5/24 has host bits set",
+            "stack_monitoring_subnet: fd00::/64 is not IPv4",
+            "postgres_image carries PostgreSQL 16; this stack runs PostgreSQL 17",
+            "9100 connections (two slots of api_scale 65 with api_workers 70 each)",
+            "A path is relative: redis_data_dir redis, api_source_dir src",
+            "Too little memory to run with: postgres_memory_mb 8, redis_cache_memory_mb 1.",
+            "api_scale and api_workers may be 1 to 64 and are 65 and 70",
+            "redis_cpus 0.0, nginx_cpus -1.0",
+        ],
+    ),
 ]
 
 
-@pytest.mark.parametrize(("variables", "causes"), RULES, ids=["many", "others"])
+@pytest.mark.parametrize(("variables", "causes"), RULES, ids=["many", "others", "settings"])
 def test_rules(good: dict[str, Any], variables: dict[str, Any], causes: list[str]) -> None:
     """Bad input that no single variable's type can tell."""
     text = report(preflight({**good, **variables}))
@@ -257,6 +309,34 @@ def test_a_certificate_that_does_not_fit_is_refused_before_anything_changes(
     assert "two.example" in text
 
 
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {
+            "api_scale": "2",
+            "api_workers": "4",
+            "postgres_max_connections": "26",
+            "stack_server_names": ["example.com", "*.example.com"],
+            "stack_backend_subnet": "172.30.1.0/24",
+            "stack_profiles": ["monitoring", "logging"],
+        },
+        # Pulled from nowhere, so what its tag says is of no account.
+        {"stack_image_source": "distro", "postgres_image": "example.com/timescaledb:2-pg16"},
+    ],
+    ids=["bounds", "unused image"],
+)
+def test_what_the_rules_let_pass(good: dict[str, Any], variables: dict[str, Any]) -> None:
+    """The other side of each bound."""
+    preflight({**good, **variables}).succeeded()
+
+
 def test_every_rule_has_a_case() -> None:
     table = yaml.safe_load((ROOT / "roles" / "preflight" / "vars" / "main.yml").read_text())
-    assert len(table["_preflight_rules"]) == 11
+    assert len(table["_preflight_rules"]) == 19
+
+
+def test_python_on_the_host_is_what_the_modules_are_checked_for() -> None:
+    """Bad input: an older one would fail halfway through."""
+    table = yaml.safe_load((ROOT / "roles" / "preflight" / "vars" / "main.yml").read_text())
+    checked = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
+    assert table["_preflight_target"]["python_min"] == checked["python_version"]
