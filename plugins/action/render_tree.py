@@ -58,7 +58,8 @@ class ActionModule(ActionBase):
             modes = trees.Modes.of(params["mode"], params["directory_mode"], params["modes"])
             source = self._source(params["src"])
             secrets = [*params["secrets"], *_vaulted(variables)]
-            files, origins = self._render(source, params, modes, variables, secrets)
+            sources = {"": source, **self._gathered(params["gather"])}
+            files, origins = self._render(sources, params, modes, variables, secrets)
             payload = trees.pack(files, origins, secrets)
         except trees.TreeError as error:
             raise AnsibleActionFail(str(error)) from error
@@ -98,9 +99,23 @@ class ActionModule(ActionBase):
             )
         return source
 
+    @staticmethod
+    def _gathered(gather: Mapping[str, str]) -> dict[str, Path]:
+        """Directories to add, by their path in the tree; one that is not there adds nothing."""
+        found = {}
+        for name, directory in gather.items():
+            if name.startswith("/") or not {"", ".", ".."}.isdisjoint(name.split("/")):
+                raise AnsibleActionFail(
+                    f"render_tree: gather puts {directory} at {name!r}, which is no path in the "
+                    "tree: write one such as rules/redis"
+                )
+            if Path(directory).is_dir():
+                found[name] = Path(directory)
+        return found
+
     def _render(
         self,
-        source: Path,
+        sources: Mapping[str, Path],
         params: Mapping[str, Any],
         modes: Any,
         variables: dict[str, Any],
@@ -111,9 +126,12 @@ class ActionModule(ActionBase):
         files: dict[str, Any] = {}
         origins: dict[str, str] = {}
         digests: dict[str, str] | None = None
-        for relative, path in sorted(
-            _walk(source, params["exclude"]), key=lambda item: ("/" not in item[0], item[0])
-        ):
+        found = [
+            (relative, path, source)
+            for place, source in sources.items()
+            for relative, path in _walk(source, place, params["exclude"])
+        ]
+        for relative, path, home in sorted(found, key=lambda item: ("/" not in item[0], item[0])):
             if "/" not in relative and digests is None:
                 digests = trees.digests(trees.plant(files, modes))
             name = relative.removesuffix(".j2")
@@ -122,9 +140,7 @@ class ActionModule(ActionBase):
                     f"render_tree: {path} and {origins[name]} both make {name}: remove one"
                 )
             if relative.endswith(".j2"):
-                content = self._render_file(
-                    path, [source, *include_path], params, variables, digests
-                )
+                content = self._render_file(path, [home, *include_path], params, variables, digests)
                 if params["skip_empty"] and not content.strip():
                     continue
             else:
@@ -206,8 +222,8 @@ class ActionModule(ActionBase):
         return found
 
 
-def _walk(source: Path, exclude: list[str]) -> Iterator[tuple[str, Path]]:
-    """Every file below source that makes an output."""
+def _walk(source: Path, place: str, exclude: list[str]) -> Iterator[tuple[str, Path]]:
+    """Every file below source that makes an output, with its path in the tree."""
     for directory, names, files in os.walk(source):
         for name in names:
             if Path(directory, name).is_symlink():
@@ -218,7 +234,7 @@ def _walk(source: Path, exclude: list[str]) -> Iterator[tuple[str, Path]]:
         names[:] = [name for name in names if not name.startswith("_")]
         for name in files:
             path = Path(directory, name)
-            relative = path.relative_to(source).as_posix()
+            relative = Path(place, path.relative_to(source)).as_posix()
             output = relative.removesuffix(".j2")
             if name.startswith("_") or name == ".gitkeep":
                 continue

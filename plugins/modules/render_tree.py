@@ -65,6 +65,13 @@ options:
     type: list
     elements: str
     default: []
+  gather:
+    description:
+      - Further directories of templates on the controller, each by the path in the tree at which
+        its files go, for instance what every role contributes to one configuration.
+      - A directory that does not exist adds nothing.
+    type: dict
+    default: {}
   include_path:
     description:
       - Further directories to import templates from. Relative ones are looked for beside
@@ -206,6 +213,7 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "stage": {"type": "path"},
     "keep": {"type": "list", "elements": "str", "default": []},
     "exclude": {"type": "list", "elements": "str", "default": []},
+    "gather": {"type": "dict", "default": {}},
     "include_path": {"type": "list", "elements": "str"},
     "validate": {"type": "list", "elements": "list", "default": []},
     "validate_when": {"type": "bool", "default": True},

@@ -44,6 +44,42 @@ def test_forty_files_take_one_execution(project: Project) -> None:
     assert again.last["digest"] == outcome.last["digest"]
 
 
+def test_gathers_what_others_contribute(project: Project) -> None:
+    """CS-10: several directories make one tree, and it is validated as one."""
+    project.template("config/main.yml.j2", "value={{ value }}\n")
+    others = project.root / "others"
+    for name, text in (("redis", "{{ value }} {% include 'part' %}"), ("nginx", "plain")):
+        (others / name / "deep").mkdir(parents=True)
+        (others / name / "deep" / "rules.yml.j2").write_text(text)
+        (others / name / "_part").write_text("not a file of its own")
+        (others / name / "part").write_text("by itself")
+    gather = {f"config/rooms/{name}": str(others / name) for name in ("redis", "nginx", "absent")}
+    outcome = project.render(variables={"value": 7}, gather=gather)
+    assert outcome.executions == 1
+    assert {path: text for path, text in everything(project.current).items() if text} == {
+        "config/main.yml": b"value=7\n",
+        "config/rooms/redis/deep/rules.yml": b"7 by itself",
+        "config/rooms/redis/part": b"by itself",
+        "config/rooms/nginx/deep/rules.yml": b"plain",
+        "config/rooms/nginx/part": b"by itself",
+    }
+    del gather["config/rooms/redis"]
+    fewer = project.render(variables={"value": 7}, gather=gather)
+    assert fewer.last["changed_files"] == [
+        "config/rooms/redis/deep/rules.yml",
+        "config/rooms/redis/part",
+    ]
+    for place in ("/etc", "../config", "config//rooms"):
+        refused = project.render(variables={"value": 7}, gather={place: str(others)})
+        assert refused.returncode != 0
+        assert "which is no path in the tree" in refused.output
+    twice = project.render(
+        variables={"value": 7},
+        gather={"a": str(others / "nginx"), "a/deep": str(others / "nginx/deep")},
+    )
+    assert "both make a/deep/rules.yml" in twice.output
+
+
 def test_what_is_rendered_and_what_is_copied(project: Project) -> None:
     """Jinja options, imports, binary and executable files, partials, digests."""
     binary = bytes(range(256)) * 10
