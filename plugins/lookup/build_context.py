@@ -23,6 +23,12 @@ options:
     type: list
     elements: str
     default: []
+  each:
+    description:
+      - Return one digest for each context, which covers, beside O(inputs), the text at the same
+        place in this list.
+    type: list
+    elements: str
   archive:
     description: Return an archive instead of a digest.
     type: bool
@@ -183,6 +189,13 @@ class LookupModule(LookupBase):
         try:
             if self.get_option("archive"):
                 return [archive(directories, self.get_option("files"))]
-            return [digest(directories, self.get_option("inputs"))]
+            inputs: list[str] = self.get_option("inputs")
+            each: list[str] | None = self.get_option("each")
+            if each is None:
+                return [digest(directories, inputs)]
+            return [
+                digest([directory], [*inputs, own])
+                for directory, own in zip(directories, each, strict=True)
+            ]
         except OSError as error:
             raise AnsibleError(f"The build context is unreadable: {error}") from error
