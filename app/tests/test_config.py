@@ -66,6 +66,10 @@ def test_everything_missing() -> None:
         ("DATABASE_URL", "postgresql://app@db:port/app", "not a URL"),
         ("REDIS_CACHE_URL", "http://redis", "redis://"),
         ("DATABASE_PASSWORD_FILE", "/nonexistent", "No such file"),
+        ("OPERATOR_PASSWORD_FILE", "/nonexistent", "No such file"),
+        ("PROMETHEUS_URL", "prometheus:9090", "http://"),
+        ("PROMETHEUS_URL", "http://user@prometheus:9090", "no user"),
+        ("PROMETHEUS_URL", "http://prometheus:9090/?x=1", "no user, query"),
         ("MIGRATION_DATABASE_URL", "x", "postgresql://"),
     ],
 )

@@ -13,6 +13,9 @@ from compose_app.items import routes as items
 from compose_app.items.store import ItemStore
 from compose_app.openapi import MAX_BODY, Api
 from compose_app.redis import Cache
+from compose_app.status import routes as status
+from compose_app.status.prometheus import Prometheus
+from compose_app.status.store import StatusStore
 
 
 def build_app(settings: Settings) -> Api:
@@ -26,6 +29,11 @@ def build_app(settings: Settings) -> Api:
     app.register_api(cache.blueprint(CacheStore(redis)))
     app.register_api(health.blueprint(database, redis))
     app.register_blueprint(docs.blueprint(app))
+    if settings.operator_password:
+        store = StatusStore(database, redis, Prometheus(settings.prometheus_url), settings.slot)
+        app.register_blueprint(
+            status.blueprint(store, settings.operator_password.get_secret_value())
+        )
     errors.init_app(app)
     exporter.init_app(app)
     scope.init_app(app)

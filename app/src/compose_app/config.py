@@ -53,6 +53,14 @@ def _redis_url(value: object) -> str:
     return _url(("redis", "rediss"), value)
 
 
+def _http_url(value: object) -> str:
+    text = _url(("http", "https"), value)
+    parts = urlsplit(text)
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError("must have no user, query or fragment")
+    return text
+
+
 def _secret_file(value: object) -> object:
     """Read a secret; trailing newlines are not part of it."""
     try:
@@ -67,6 +75,7 @@ def _secret_file(value: object) -> object:
 
 PostgresUrl = Annotated[str, BeforeValidator(_postgres_url)]
 RedisUrl = Annotated[str, BeforeValidator(_redis_url)]
+HttpUrl = Annotated[str, BeforeValidator(_http_url)]
 SecretFromFile = Annotated[SecretStr, BeforeValidator(_secret_file)]
 
 
@@ -129,12 +138,17 @@ class Settings(_Environ):
     """What the application needs to answer requests."""
 
     log_level: LogLevel = Field("info", alias="API_LOG_LEVEL")
+    slot: Literal["blue", "green"] | None = Field(None, alias="API_SLOT")
     database_url: PostgresUrl = Field(alias="DATABASE_URL")
     database_password: SecretFromFile = Field(alias="DATABASE_PASSWORD_FILE")
     redis_cache_url: RedisUrl = Field(alias="REDIS_CACHE_URL")
     redis_cache_password: SecretFromFile = Field(alias="REDIS_CACHE_PASSWORD_FILE")
     redis_queue_url: RedisUrl | None = Field(None, alias="REDIS_QUEUE_URL")
     redis_queue_password: SecretFromFile | None = Field(None, alias="REDIS_QUEUE_PASSWORD_FILE")
+    operator_password: SecretFromFile | None = Field(None, alias="OPERATOR_PASSWORD_FILE")
+    """Of the user `operator`, who may see /status; absent, there is no such page."""
+    prometheus_url: HttpUrl | None = Field(None, alias="PROMETHEUS_URL")
+    """Where /status gets its figures; absent, it shows what the application itself knows."""
 
 
 class MigrationSettings(_Environ):

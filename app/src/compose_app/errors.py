@@ -84,6 +84,12 @@ INVALID_JSON = _kind(
     "The body is not a JSON document in UTF-8, holds a number or text that JSON cannot carry, or "
     "nests deeper than 64 levels.",
 )
+UNAUTHORIZED = _kind(
+    "unauthorized",
+    401,
+    "Unauthorized",
+    "This page is for the operator. Sign in by HTTP Basic, as the WWW-Authenticate header asks.",
+)
 NOT_FOUND = _kind("not-found", 404, "Not found", "Nothing answers at this path.")
 ITEM_NOT_FOUND = _kind("item-not-found", 404, "Item not found", "No item has this id.")
 KEY_NOT_FOUND = _kind(
@@ -134,6 +140,7 @@ _BY_STATUS = {
     kind.status: kind
     for kind in (
         BAD_REQUEST,
+        UNAUTHORIZED,
         NOT_FOUND,
         METHOD_NOT_ALLOWED,
         TOO_LARGE,

@@ -1,0 +1,1 @@
+"""Status: the page that shows an operator the stack at a glance."""
