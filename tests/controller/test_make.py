@@ -114,7 +114,7 @@ def test_up_all_adds_to_the_profiles_of_the_inventory(
         env={**os.environ, "PATH": f"{ROOT}/.venv/bin:{os.environ['PATH']}"},
         check=True,
         capture_output=True,
-        timeout=60,
+        timeout=180,
     )
     assert json.loads(shown.read_text().replace("'", '"')) == profiles
 
