@@ -25,10 +25,9 @@ options:
     default: []
   each:
     description:
-      - Return one digest for each context, which covers, beside O(inputs), the text at the same
-        place in this list.
-    type: list
-    elements: str
+      - Return one digest for each context.
+    type: bool
+    default: false
   archive:
     description: Return an archive instead of a digest.
     type: bool
@@ -190,12 +189,8 @@ class LookupModule(LookupBase):
             if self.get_option("archive"):
                 return [archive(directories, self.get_option("files"))]
             inputs: list[str] = self.get_option("inputs")
-            each: list[str] | None = self.get_option("each")
-            if each is None:
-                return [digest(directories, inputs)]
-            return [
-                digest([directory], [*inputs, own])
-                for directory, own in zip(directories, each, strict=True)
-            ]
+            if self.get_option("each"):
+                return [digest([directory], inputs) for directory in directories]
+            return [digest(directories, inputs)]
         except OSError as error:
             raise AnsibleError(f"The build context is unreadable: {error}") from error

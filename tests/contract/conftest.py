@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if (path / "tasks").is_dir())
 INVENTORIES = sorted(path.name for path in (ROOT / "inventories").iterdir() if path.is_dir())
 
+# All of them, so that every service is looked at.
+PROFILES = ["dev", "monitoring"]
 RENDERED = ["production", "dev"]
 # Rendered once more with settings that are not the defaults, as name: inventory and variables.
 CHANGED: dict[str, tuple[str, dict[str, Any]]] = {
@@ -101,7 +103,9 @@ def run_render(name: str) -> subprocess.CompletedProcess[str]:
             f"inventories/{inventory}",
             "tests/contract/render.yml",
             "-e",
-            json.dumps({**variables, "contract_dir": f"{SCRATCH.name}/{name}"}),
+            json.dumps(
+                {"stack_profiles": PROFILES, **variables, "contract_dir": f"{SCRATCH.name}/{name}"}
+            ),
         ],
         cwd=ROOT,
         env={**os.environ, "ANSIBLE_NOCOLOR": "1"},

@@ -44,7 +44,7 @@ def test_every_inventory_feeds_the_same_group(inventory: str) -> None:
 
 def test_roles_know_no_environment() -> None:
     """FS-1: what differs is a variable, never a branch on the inventory's or a project's name."""
-    place = re.compile(r"inventory_dir|inventory_file|groups\[|group_names")
+    place = re.compile(r"inventory_dir|inventory_file|\bgroups\[|group_names")
     name = r"(stack_project|inventory_hostname)"
     branch = re.compile(
         rf"(\bif|\bwhen:|\bin|==|!=)\s+\(?{name}\b(?! is| in)|{name}\s*(==|!=|in\s)"

@@ -9,6 +9,24 @@ if TYPE_CHECKING:
     from .conftest import Rendered
 
 PUBLISHERS = {"nginx", "devports"}
+# What has to reach nginx as a client does, or somebody outside.
+ON_THE_FRONTEND = {*PUBLISHERS, "nginx-exporter", "blackbox-exporter", "alertmanager"}
+# By profile, the services that need it.
+OF_PROFILE = {
+    "dev": {"devports"},
+    "monitoring": {
+        "alertmanager",
+        "blackbox-exporter",
+        "nginx-exporter",
+        "nginx-log",
+        "node-exporter",
+        "postgres-exporter",
+        "prometheus",
+        "redis-exporter",
+    },
+}
+# What the host's figures are read from, and written to by nobody.
+OF_THE_HOST = {"/", "/proc", "/sys"}
 
 
 def test_every_container_is_hardened(rendered: Rendered) -> None:
@@ -36,7 +54,9 @@ def test_no_container_reaches_the_engine_or_the_host_tree(rendered: Rendered) ->
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
             assert "docker.sock" not in source, name
-            if source.startswith("/"):
+            if name == "node-exporter" and source in OF_THE_HOST:
+                assert volume.endswith(":ro"), volume
+            elif source.startswith("/"):
                 own = source.startswith(("/opt/compose-stack", "/dev/shm/compose-stack"))
                 assert own or source.endswith("/app/src"), f"{name} mounts {source}"
 
@@ -89,8 +109,8 @@ def test_only_nginx_publishes_ports(rendered: Rendered) -> None:
     assert devports["profiles"] == ["dev"]
     assert all(str(port).startswith("127.0.0.1:") for port in devports["ports"])
     for name, service in rendered.services.items():
-        if name != "devports":
-            assert "profiles" not in service, f"{name} belongs to the core"
+        profiles = [profile for profile, names in OF_PROFILE.items() if name in names]
+        assert service.get("profiles", []) == profiles, name
 
 
 def test_networks_part_the_services(rendered: Rendered) -> None:
@@ -100,7 +120,7 @@ def test_networks_part_the_services(rendered: Rendered) -> None:
     assert rendered.networks["monitoring"]["internal"] is True
     assert set(rendered.services["nginx"]["networks"]) == {"frontend"}
     for name, service in rendered.services.items():
-        if name not in PUBLISHERS:
+        if name not in ON_THE_FRONTEND:
             assert "frontend" not in service.get("networks", []), name
             assert service.get("networks") or service.get("network_mode") == "none", name
 

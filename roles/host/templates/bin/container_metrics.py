@@ -694,6 +694,11 @@ class Program:
             return None
         return found.st_dev, found.st_ino, found.st_mtime_ns
 
+    @property
+    def withdrawn(self) -> bool:
+        """Whether the room was taken away: the link is swapped in one step and never absent."""
+        return self._loaded is not None and self._identity() is None
+
     def renew(self) -> None:
         """Become the new version when there is one that can start."""
         identity = self._identity()
@@ -787,6 +792,11 @@ def main(arguments: list[str] | None = None) -> int:
     well = collector.step()
     while not options.once:
         time.sleep(until_next(time.time(), options.interval))
+        if program.withdrawn:
+            say("this program was removed, and what it wrote goes with it")
+            with suppress(OSError):
+                os.unlink(options.output)
+            return 0
         try:
             program.renew()
         except Exception as error:  # noqa: BLE001 - the version that runs is better than none

@@ -1,17 +1,23 @@
 -- Roles, database, extension and privileges as they should be; safe to run again at every start.
 \set owner_password `cat /run/secrets/postgres_owner_password`
 \set app_password `cat /run/secrets/postgres_app_password`
+\set exporter_password `cat /run/secrets/postgres_exporter_password`
 
-SELECT 'CREATE ROLE ' || name FROM unnest(ARRAY['app_owner', 'app']) AS name
+SELECT 'CREATE ROLE ' || name FROM unnest(ARRAY['app_owner', 'app', 'exporter']) AS name
 WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name) \gexec
--- app_owner owns the schema and migrates it; app is what the application runs as.
+-- app_owner owns the schema and migrates it; app is what the application runs as; exporter reads statistics.
 ALTER ROLE app_owner LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION PASSWORD :'owner_password';
 ALTER ROLE app LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION PASSWORD :'app_password';
+ALTER ROLE exporter LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION CONNECTION LIMIT 3
+    PASSWORD :'exporter_password';
+ALTER ROLE exporter SET default_transaction_read_only = on;
+ALTER ROLE exporter SET statement_timeout = '5s';
+GRANT pg_monitor TO exporter;
 
 SELECT 'CREATE DATABASE app OWNER app_owner'
 WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = 'app') \gexec
 REVOKE ALL ON DATABASE app FROM PUBLIC;
-GRANT CONNECT ON DATABASE app TO app;
+GRANT CONNECT ON DATABASE app TO app, exporter;
 
 \connect app
 SET client_min_messages = warning;

@@ -7,6 +7,7 @@ digest=$(sha256sum "/run/secrets/redis_$1_password" | cut -d ' ' -f 1)
 cat > /tmp/users.acl <<ACL
 user default off
 user health on nopass resetkeys resetchannels -@all +ping
+user exporter on nopass resetkeys resetchannels -@all +ping +info +client|setname +slowlog|len +latency|latest
 user app on #$digest ~* &* +@all -@admin -@dangerous +info
 ACL
 exec redis-server "/etc/compose-stack/current/$1/redis.conf"
