@@ -56,6 +56,10 @@ clean: controller ## remove the stack and ALL ITS DATA; asks first, CONFIRM=<pro
 	@$(playbook) playbooks/clean.yml --extra-vars 'clean_confirm=$(CONFIRM)'
 
 ##@ Look
+.PHONY: status
+status: controller ## services, release, traffic, disks, alerts at a glance; /status shows the same
+	@$(playbook) playbooks/status.yml
+
 .PHONY: ps
 ps: controller ## containers and their health
 	@$(compose) ps --all

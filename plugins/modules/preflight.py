@@ -99,6 +99,14 @@ options:
     type: list
     elements: str
     default: []
+  measurements_mb:
+    description: Size to which measurements may grow, in MiB; 0 skips the check.
+    type: int
+    default: 0
+  measurements_dir:
+    description: Directory of the measurements; empty means Docker's data.
+    type: str
+    default: ''
   clock_skew_seconds:
     description: Difference allowed between the clocks of the controller and the host.
     type: int
@@ -190,6 +198,8 @@ SYSTEM_DIRECTORIES = re.compile(
     r"/(bin|boot|dev|etc|home|lib|media|mnt|opt|proc|root|run|sbin|srv|sys|tmp|usr|var)?"
     r"|/usr/local|/var/(lib|tmp)"
 )
+# Of a file system that measurements may take: the databases live there too, unless told otherwise.
+MEASUREMENTS_SHARE = 0.5
 PROJECT_LABEL = "com.docker.compose.project"
 
 
@@ -216,6 +226,7 @@ class Preflight:
         self.check_project()
         self.check_ports()
         self.check_disk()
+        self.check_measurements()
         self.check_postgres()
         self.find_packages()
         self.find_slot()
@@ -508,6 +519,21 @@ class Preflight:
                     "(stack_dir; data-root in docker_daemon_options).",
                 )
 
+    def check_measurements(self) -> None:
+        wanted = self.params["measurements_mb"]
+        root_dir = self.facts["docker"]["root_dir"] or DATA_ROOT
+        path = existing_parent(Path(self.params["measurements_dir"] or root_dir))
+        status = os.statvfs(path)
+        total = int(status.f_blocks * status.f_frsize // 2**20)
+        # What is free now says little: measurements that are there already count towards it.
+        if wanted > total * MEASUREMENTS_SHARE:
+            self.problem(
+                f"prometheus_retention_size_mb is {wanted} MiB, and the whole file system of "
+                f"{path} has {total} MiB.",
+                f"Keep it below {MEASUREMENTS_SHARE:.0%} of that, or point prometheus_data_dir to "
+                "a larger disk.",
+            )
+
     def check_postgres(self) -> None:
         major = self.params["postgres_major"]
         if not major:
@@ -667,6 +693,8 @@ def main() -> None:
             "disk_stack_mb": number,
             "disk_docker_mb": number,
             "disk_images_mb": number,
+            "measurements_mb": number,
+            "measurements_dir": text,
             "images": texts,
             "clock_skew_seconds": {"type": "int", "default": 300},
             "controller_time": {"type": "float", "default": 0},

@@ -128,6 +128,8 @@ def look(tmp_path: Path, **changes: Any) -> preflight.Preflight:
         "disk_stack_mb": 0,
         "disk_docker_mb": 0,
         "disk_images_mb": 0,
+        "measurements_mb": 0,
+        "measurements_dir": "",
         "images": [],
         "clock_skew_seconds": 300,
         "controller_time": 0,
@@ -243,6 +245,14 @@ def test_images_need_room_only_once(engine: Callable[..., FakeEngine], tmp_path:
     assert "1000000000 MiB are needed" in causes(look(tmp_path, **needs))
     started.answers["/images/json"] = [{"Id": "sha256:0"}]
     assert look(tmp_path, **needs).problems == []
+
+
+def test_measurements_that_do_not_fit(engine: Callable[..., FakeEngine], tmp_path: Path) -> None:
+    """UT-10, bad input: a retention larger than the disk."""
+    engine()
+    asked = {"measurements_mb": 10**9, "measurements_dir": str(tmp_path / "later")}
+    assert "the whole file system of" in causes(look(tmp_path, **asked))
+    assert look(tmp_path, **{**asked, "measurements_mb": 64}).problems == []
 
 
 def test_no_root_and_no_sudo(

@@ -270,10 +270,25 @@ RULES = [
             "redis_cpus 0.0, nginx_cpus -1.0",
         ],
     ),
+    (
+        {
+            "stack_profiles": ["monitoring"],
+            "alertmanager_slack_channel": "#alerts",
+            "alertmanager_mail_username": "me",
+            "prometheus_retention_hours": 0,
+        },
+        [
+            "secrets_values lacks what it signs in with",
+            "alertmanager_mail_to names nobody",
+            "prometheus_retention_hours is 0",
+        ],
+    ),
 ]
 
 
-@pytest.mark.parametrize(("variables", "causes"), RULES, ids=["many", "others", "settings"])
+@pytest.mark.parametrize(
+    ("variables", "causes"), RULES, ids=["many", "others", "settings", "monitoring"]
+)
 def test_rules(good: dict[str, Any], variables: dict[str, Any], causes: list[str]) -> None:
     """Bad input that no single variable's type can tell."""
     text = report(preflight({**good, **variables}))
@@ -332,7 +347,7 @@ def test_what_the_rules_let_pass(good: dict[str, Any], variables: dict[str, Any]
 
 def test_every_rule_has_a_case() -> None:
     table = yaml.safe_load((ROOT / "roles" / "preflight" / "vars" / "main.yml").read_text())
-    assert len(table["_preflight_rules"]) == 19
+    assert len(table["_preflight_rules"]) == 22
 
 
 def test_python_on_the_host_is_what_the_modules_are_checked_for() -> None:
