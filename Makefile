@@ -106,7 +106,7 @@ lock: controller ## resolve the Python requirements anew
 	@scripts/lock
 
 # Each of these can be run alone, too: `make test-plugins`.
-TESTS := lint controller plugins roles contract images app e2e molecule
+TESTS := lint controller plugins roles contract images rules app e2e molecule
 pytest = python -m pytest
 
 .PHONY: test-lint
@@ -132,6 +132,10 @@ test-contract: development
 .PHONY: test-images
 test-images: development
 	@$(pytest) tests/images
+
+.PHONY: test-rules
+test-rules: development
+	@$(pytest) tests/rules
 
 .PHONY: test-app
 test-app: development
