@@ -7,6 +7,7 @@ import json
 import re
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -292,7 +293,7 @@ def test_alerts_reach_the_receiver(monitored: Stack, receiver: Receiver) -> None
     monitored.compose("stop", "postgres", "redis-queue")
     try:
         for name in ("PostgresDown", "RedisDown"):
-            alert = wait_for(name, lambda name=name: receiver.named(name), 180, 1)
+            alert = wait_for(name, partial(receiver.named, name), 180, 1)
             print(f"{name} delivered after {time.monotonic() - began:.0f} s")
             assert alert["labels"]["severity"] == "critical"
             path, _, anchor = alert["annotations"]["runbook"].partition("#")
@@ -302,7 +303,7 @@ def test_alerts_reach_the_receiver(monitored: Stack, receiver: Receiver) -> None
         monitored.compose("start", "postgres", "redis-queue")
     monitored.wait_healthy()
     for name in ("PostgresDown", "RedisDown"):
-        wait_for(f"the end of {name}", lambda name=name: receiver.named(name, "resolved"), 150, 1)
+        wait_for(f"the end of {name}", partial(receiver.named, name, "resolved"), 150, 1)
 
 
 def test_goes_without_a_trace(monitored: Stack, settings: dict[str, Any]) -> None:
