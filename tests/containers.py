@@ -150,6 +150,27 @@ class Containers:
             )
             assert pong.strip() == "PONG"
 
+    def test_metrics_are_for_the_monitoring_network(self, stack: Stack) -> None:
+        """CS-3: by their name there, and not by the API's address among the databases."""
+        slot = stack.api_slot()
+        answer = self.fetch(stack, "monitoring", f"http://{slot}-metrics:9100/metrics")
+        assert "# TYPE http_request_duration_seconds histogram" in answer
+        backend = f"{stack.project}_backend"
+        for item in stack.services()[slot]:
+            address = item["NetworkSettings"]["Networks"][backend]["IPAddress"]
+            answer = self.fetch(stack, "backend", f"http://{address}:9100/metrics")
+            assert "Connection refused" in answer
+
+    @staticmethod
+    def fetch(stack: Stack, network: str, url: str) -> str:
+        """What a neighbour in a network gets, or why it gets nothing."""
+        return stack.engine.run(
+            "docker", "run", "--rm", f"--network={stack.project}_{network}", "--read-only",
+            "--cap-drop=ALL", "--entrypoint=wget", stack.one("nginx")["Image"],
+            "-T", "5", "-q", "-O", "-", url,
+            check=False,
+        )  # fmt: skip
+
     def test_restart_policy_survives_a_reboot(self, stack: Stack) -> None:
         """CS-1: what runs comes back with the machine, one-shots do not."""
         for name, items in stack.services().items():
