@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 import socketserver
+import ssl
 import tempfile
 import threading
 import uuid
@@ -19,9 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.harness import Site, playbook, wait_for
 from tests.images.conftest import PREFIX, docker, logs
+from tests.public import MODERN, WEAK
 from tests.roles.tls.authority import issue
 
 if TYPE_CHECKING:
@@ -107,7 +110,9 @@ def proxy(distro: dict[str, str]) -> Iterator[Proxy]:
         playbook("inventories/production", name=render, variables=variables).succeeded()
         authority = issue("authority.test", authority=True)
         (scratch / "tls").mkdir()
-        issued = issue(*NAMES, by=authority)
+        # RSA, which the stack's own authority does not use: it is what the oldest suites want.
+        key = rsa.generate_private_key(65537, 2048)
+        issued = issue(*NAMES, by=authority, key=key)
         (scratch / "tls" / "fullchain.pem").write_text(issued.pem)
         (scratch / "tls" / "privkey.pem").write_text(issued.key_pem())
         (scratch / "ca.pem").write_text(authority.pem)
@@ -188,3 +193,11 @@ def test_redirects_keep_only_names_of_ours(proxy: Proxy, host: str, name: str) -
     answer = proxy.site.plain("/p?q=1", Host=host)
     assert answer.status_code == 301
     assert answer.headers["Location"] == f"https://{name}/p?q=1"
+
+
+@pytest.mark.parametrize("suites", WEAK.values(), ids=WEAK)
+def test_weak_suites_are_refused(proxy: Proxy, suites: str) -> None:
+    """CS-9: with a certificate for which each of them would do."""
+    assert proxy.site.handshake(ssl.TLSVersion.TLSv1_2, MODERN) == "TLSv1.2"
+    with pytest.raises(ssl.SSLError, match="alert handshake failure"):
+        proxy.site.handshake(ssl.TLSVersion.TLSv1_2, suites)
