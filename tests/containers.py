@@ -128,14 +128,20 @@ class Containers:
         assert self.psql(stack, owned) == ["0"]
 
     def test_redis_keeps_what_is_queued(self, stack: Stack) -> None:
-        """UT-6, FS-5: asked of the servers, by way of their files: CONFIG is denied to clients."""
+        """UT-6, FS-5: asked of the servers, as the application; its password is not shown."""
         policies = {"redis-cache": "allkeys-lru", "redis-queue": "noeviction"}
         for service, policy in policies.items():
             name = service.removeprefix("redis-")
-            path = f"/etc/compose-stack/current/{name}/redis.conf"
-            text = stack.execute(service, "cat", path)
-            assert f"maxmemory-policy {policy}" in text
-            assert "appendonly yes" in text
+            script = (
+                f'REDISCLI_AUTH="$(cat /run/secrets/redis_{name}_password)" '
+                "exec redis-cli --user app INFO everything"
+            )
+            said = stack.execute(service, "sh", "-ec", script)
+            values = dict(line.split(":", 1) for line in said.splitlines() if ":" in line)
+            memory = stack.one(service)["HostConfig"]["Memory"] >> 20
+            assert values["maxmemory_policy"] == policy
+            assert int(values["maxmemory"]) == memory * 6 // 10 << 20, service
+            assert values["aof_enabled"] == "1", service
             listed = stack.execute(service, "sh", "-c", "ls /data/appendonlydir")
             assert "appendonly.aof" in listed, service
             pong = stack.execute(
