@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -338,6 +339,17 @@ class Site:
             context.wrap_socket(raw, server_hostname=self.name) as wrapped,
         ):
             return str(wrapped.version())
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the certificate that is served, which the authority vouches for."""
+        context = ssl.create_default_context(cafile=str(self.ca))
+        with (
+            socket.create_connection((self.address, self.https_port), timeout=10) as raw,
+            context.wrap_socket(raw, server_hostname=self.name) as wrapped,
+        ):
+            certificate = wrapped.getpeercert(binary_form=True)
+        assert certificate
+        return hashlib.sha256(certificate).digest().hex(":").upper()
 
 
 class _ByName(requests.adapters.HTTPAdapter):
