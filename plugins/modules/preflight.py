@@ -177,6 +177,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.docker_host import (
     DAEMON_JSON,
     DATA_ROOT,
+    SOCKET,
     Engine,
     EngineError,
     docker_facts,
@@ -305,6 +306,7 @@ class Preflight:
     # Docker
 
     def check_docker(self) -> None:
+        self.check_address()
         docker = docker_facts()
         self.facts["docker"] = docker
         merged = merge_daemon_options(docker["daemon_options"] or {}, self.params["daemon_options"])
@@ -344,6 +346,18 @@ class Preflight:
                 self.volume_path = volume.get("Mountpoint", "")
         except (OSError, EngineError, ValueError) as error:
             self.problem(f"Docker does not answer properly: {error}.", "Look at its log.")
+
+    def check_address(self) -> None:
+        address = os.environ.get("DOCKER_HOST", "")
+        if address and os.path.realpath(address.removeprefix("unix://")) != os.path.realpath(
+            SOCKET
+        ):
+            self.problem(
+                f"DOCKER_HOST is '{address}', so docker would not ask this host's own engine, "
+                f"which listens on {SOCKET}.",
+                "Unset it for the user that Ansible connects as; or in your shell, when the host "
+                "is this machine (unset DOCKER_HOST).",
+            )
 
     def check_version(self, what: str, version: str, minimum: str) -> None:
         needed = self.params[minimum]
