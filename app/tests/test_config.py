@@ -77,6 +77,14 @@ def test_one_problem(good: dict[str, str], name: str, value: str, word: str) -> 
     assert "Value error" not in named[0]
 
 
+@pytest.mark.parametrize("name", ["REDIS_QUEUE_URL", "REDIS_QUEUE_PASSWORD_FILE"])
+def test_half_a_queue(good: dict[str, str], name: str) -> None:
+    """CS-12: an address is no use without its secret, nor the other way round."""
+    (problem,) = problems({**good, name: ""})
+    assert "both REDIS_QUEUE_URL and REDIS_QUEUE_PASSWORD_FILE" in problem
+    config.check({**good, "REDIS_QUEUE_URL": "", "REDIS_QUEUE_PASSWORD_FILE": ""})
+
+
 def test_empty_secret(good: dict[str, str], tmp_path: Path) -> None:
     """FS-8: an empty file is no secret."""
     (tmp_path / "secret").write_text("\n")

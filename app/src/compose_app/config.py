@@ -16,6 +16,7 @@ from pydantic import (
     IPvAnyNetwork,
     SecretStr,
     ValidationError,
+    model_validator,
 )
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -135,6 +136,12 @@ class Settings(_Environ):
     redis_cache_password: SecretFromFile = Field(alias="REDIS_CACHE_PASSWORD_FILE")
     redis_queue_url: RedisUrl | None = Field(None, alias="REDIS_QUEUE_URL")
     redis_queue_password: SecretFromFile | None = Field(None, alias="REDIS_QUEUE_PASSWORD_FILE")
+
+    @model_validator(mode="after")
+    def _queue_as_a_whole(self) -> Self:
+        if (self.redis_queue_url is None) != (self.redis_queue_password is None):
+            raise ValueError("set both REDIS_QUEUE_URL and REDIS_QUEUE_PASSWORD_FILE, or neither")
+        return self
 
 
 class MigrationSettings(_Environ):
