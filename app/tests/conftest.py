@@ -131,9 +131,16 @@ class Container:
             else:
                 break
 
-    def _docker(self, *args: str) -> None:
+    def _docker(self, *args: str) -> str:
         done = subprocess.run(["docker", *args], capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"docker {' '.join(args)}: {done.stderr}"
+        return done.stdout
+
+    def network(self) -> tuple[str, str]:
+        """Its address in Docker's network, and that of this machine."""
+        entry = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{.Gateway}}{{end}}"
+        address, gateway = self._docker("inspect", "--format", entry, self.name).split()
+        return address, gateway
 
     def pause(self) -> None:
         self._docker("pause", self.name)

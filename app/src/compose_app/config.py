@@ -13,7 +13,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    IPvAnyNetwork,
     SecretStr,
     ValidationError,
     model_validator,
@@ -114,10 +113,9 @@ class ServerSettings(_Environ):
     worker_tmp_dir: Path = Field(Path("/dev/shm"), alias="API_WORKER_TMP_DIR")  # noqa: S108 - heartbeats must not wait for a disk
     metrics_port: int = Field(9100, alias="METRICS_PORT", ge=0, le=65535)
     """TCP port of the metrics listener; 0 turns it off."""
-    metrics_subnet: IPvAnyNetwork | None = Field(None, alias="METRICS_SUBNET")
-    """Network whose address the metrics listener binds; absent, that of METRICS_HOST."""
     metrics_host: str | None = Field(None, alias="METRICS_HOST")
-    """Name of this container, or of any other, in the network; absent too, loopback."""
+    """Name, of this container or of any other, in the network whose address the metrics listener
+    binds; absent, loopback."""
     metrics_dir: Path = Field(Path("/tmp/metrics"), alias="PROMETHEUS_MULTIPROC_DIR")  # noqa: S108
 
     @property
