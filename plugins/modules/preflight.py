@@ -185,7 +185,6 @@ from ansible.module_utils.docker_host import (
     version_tuple,
 )
 
-CA_BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
 DEBIAN_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 SYSTEM_DIRECTORIES = re.compile(
     r"/(bin|boot|dev|etc|home|lib|media|mnt|opt|proc|root|run|sbin|srv|sys|tmp|usr|var)?"
@@ -219,7 +218,6 @@ class Preflight:
         self.check_disk()
         self.check_postgres()
         self.find_packages()
-        self.find_slot()
 
     # The host itself
 
@@ -235,13 +233,9 @@ class Preflight:
             distribution_name=release.get("PRETTY_NAME", ""),
             architecture=machine,
             debian_architecture=DEBIAN_ARCHITECTURES.get(machine, machine),
-            kernel=platform.release(),
-            hostname=socket.gethostname(),
-            cores=len(os.sched_getaffinity(0)),
             memory_mb=memory_mb,
             python={"version": platform.python_version(), "executable": sys.executable},
             service_manager="systemd" if Path("/run/systemd/system").is_dir() else "none",
-            ca_bundle=next((path for path in CA_BUNDLES if Path(path).exists()), None),
             time=int(time.time()),
         )
         name = "{distribution}-{distribution_version}".format(**self.facts).rstrip("-")
@@ -532,12 +526,10 @@ class Preflight:
             base = f"{root_dir}/volumes/{self.params['postgres_volume']}/_data"
         if not base:
             return
-        self.facts["postgres_data_major"] = None
         for directory in (base, f"{base}/data", f"{base}/pgdata"):
             found = read(f"{directory}/PG_VERSION").strip()
             if not found:
                 continue
-            self.facts["postgres_data_major"] = found
             if found != str(major):
                 self.problem(
                     f"{directory} holds data of PostgreSQL {found}; the stack runs PostgreSQL "
@@ -559,13 +551,6 @@ class Preflight:
                 or (package["path"] and Path(package["path"]).exists())
             )
         ]
-
-    def find_slot(self) -> None:
-        try:
-            slot = Path(self.params["stack_dir"], "run/sockets/active").readlink().name
-        except OSError:
-            slot = ""
-        self.facts["active_slot"] = slot or None
 
 
 def read(path: str) -> str:
