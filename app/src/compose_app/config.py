@@ -13,9 +13,9 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    IPvAnyNetwork,
     SecretStr,
     ValidationError,
+    model_validator,
 )
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -113,10 +113,9 @@ class ServerSettings(_Environ):
     worker_tmp_dir: Path = Field(Path("/dev/shm"), alias="API_WORKER_TMP_DIR")  # noqa: S108 - heartbeats must not wait for a disk
     metrics_port: int = Field(9100, alias="METRICS_PORT", ge=0, le=65535)
     """TCP port of the metrics listener; 0 turns it off."""
-    metrics_subnet: IPvAnyNetwork | None = Field(None, alias="METRICS_SUBNET")
-    """Network whose address the metrics listener binds; absent, that of METRICS_HOST."""
     metrics_host: str | None = Field(None, alias="METRICS_HOST")
-    """Name of this container, or of any other, in the network; absent too, loopback."""
+    """Name, of this container or of any other, in the network whose address the metrics listener
+    binds; absent, loopback."""
     metrics_dir: Path = Field(Path("/tmp/metrics"), alias="PROMETHEUS_MULTIPROC_DIR")  # noqa: S108
 
     @property
@@ -135,6 +134,12 @@ class Settings(_Environ):
     redis_cache_password: SecretFromFile = Field(alias="REDIS_CACHE_PASSWORD_FILE")
     redis_queue_url: RedisUrl | None = Field(None, alias="REDIS_QUEUE_URL")
     redis_queue_password: SecretFromFile | None = Field(None, alias="REDIS_QUEUE_PASSWORD_FILE")
+
+    @model_validator(mode="after")
+    def _queue_as_a_whole(self) -> Self:
+        if (self.redis_queue_url is None) != (self.redis_queue_password is None):
+            raise ValueError("set both REDIS_QUEUE_URL and REDIS_QUEUE_PASSWORD_FILE, or neither")
+        return self
 
 
 class MigrationSettings(_Environ):
