@@ -128,14 +128,20 @@ class Containers:
         assert self.psql(stack, owned) == ["0"]
 
     def test_redis_keeps_what_is_queued(self, stack: Stack) -> None:
-        """UT-6, FS-5: asked of the servers, by way of their files: CONFIG is denied to clients."""
+        """UT-6, FS-5: asked of the servers, as the application; its password is not shown."""
         policies = {"redis-cache": "allkeys-lru", "redis-queue": "noeviction"}
         for service, policy in policies.items():
             name = service.removeprefix("redis-")
-            path = f"/etc/compose-stack/current/{name}/redis.conf"
-            text = stack.execute(service, "cat", path)
-            assert f"maxmemory-policy {policy}" in text
-            assert "appendonly yes" in text
+            script = (
+                f'REDISCLI_AUTH="$(cat /run/secrets/redis_{name}_password)" '
+                "exec redis-cli --user app INFO everything"
+            )
+            said = stack.execute(service, "sh", "-ec", script)
+            values = dict(line.split(":", 1) for line in said.splitlines() if ":" in line)
+            memory = stack.one(service)["HostConfig"]["Memory"] >> 20
+            assert values["maxmemory_policy"] == policy
+            assert int(values["maxmemory"]) == memory * 6 // 10 << 20, service
+            assert values["aof_enabled"] == "1", service
             listed = stack.execute(service, "sh", "-c", "ls /data/appendonlydir")
             assert "appendonly.aof" in listed, service
             pong = stack.execute(
@@ -149,6 +155,27 @@ class Containers:
                 "ping",
             )
             assert pong.strip() == "PONG"
+
+    def test_metrics_are_for_the_monitoring_network(self, stack: Stack) -> None:
+        """CS-3: by their name there, and not by the API's address among the databases."""
+        slot = stack.api_slot()
+        answer = self.fetch(stack, "monitoring", f"http://{slot}-metrics:9100/metrics")
+        assert "# TYPE http_request_duration_seconds histogram" in answer
+        backend = f"{stack.project}_backend"
+        for item in stack.services()[slot]:
+            address = item["NetworkSettings"]["Networks"][backend]["IPAddress"]
+            answer = self.fetch(stack, "backend", f"http://{address}:9100/metrics")
+            assert "Connection refused" in answer
+
+    @staticmethod
+    def fetch(stack: Stack, network: str, url: str) -> str:
+        """What a neighbour in a network gets, or why it gets nothing."""
+        return stack.engine.run(
+            "docker", "run", "--rm", f"--network={stack.project}_{network}", "--read-only",
+            "--cap-drop=ALL", "--entrypoint=wget", stack.one("nginx")["Image"],
+            "-T", "5", "-q", "-O", "-", url,
+            check=False,
+        )  # fmt: skip
 
     def test_restart_policy_survives_a_reboot(self, stack: Stack) -> None:
         """CS-1: what runs comes back with the machine, one-shots do not."""

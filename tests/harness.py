@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -322,12 +323,15 @@ class Site:
             wrapped.sendall(request)
             return b"".join(iter(lambda: wrapped.recv(65536), b""))
 
-    def handshake(self, version: ssl.TLSVersion) -> str:
-        """The protocol agreed on when the client offers just one; raises when refused."""
+    def handshake(self, version: ssl.TLSVersion, ciphers: str = "ALL") -> str:
+        """The protocol agreed on when the client offers just one; raises when refused.
+
+        The ciphers, by OpenSSL's names, are those up to TLS 1.2: later ones are always offered.
+        """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-        context.set_ciphers("ALL:@SECLEVEL=0")
+        context.set_ciphers(f"{ciphers}:@SECLEVEL=0")
         context.minimum_version = version
         context.maximum_version = version
         with (
@@ -335,6 +339,17 @@ class Site:
             context.wrap_socket(raw, server_hostname=self.name) as wrapped,
         ):
             return str(wrapped.version())
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the certificate that is served, which the authority vouches for."""
+        context = ssl.create_default_context(cafile=str(self.ca))
+        with (
+            socket.create_connection((self.address, self.https_port), timeout=10) as raw,
+            context.wrap_socket(raw, server_hostname=self.name) as wrapped,
+        ):
+            certificate = wrapped.getpeercert(binary_form=True)
+        assert certificate
+        return hashlib.sha256(certificate).digest().hex(":").upper()
 
 
 class _ByName(requests.adapters.HTTPAdapter):

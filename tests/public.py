@@ -26,6 +26,14 @@ HEADERS = {
     "Content-Security-Policy": r"default-src 'self'.*",
 }
 
+# For a key of either kind, so that it is the server's choice of suites that decides.
+MODERN = "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256"
+WEAK = {
+    "cbc": "ECDHE-ECDSA-AES128-SHA256:ECDHE-RSA-AES128-SHA256:"
+    "ECDHE-ECDSA-AES256-SHA:ECDHE-RSA-AES256-SHA",
+    "no-forward-secrecy": "AES128-GCM-SHA256:AES256-GCM-SHA384",
+}
+
 
 def assert_headers(answer: requests.Response, *, secure: bool = True) -> None:
     """CS-9: on every status, once each."""
@@ -64,6 +72,13 @@ class PublicAddress:
         """CS-9: by the server's alert, not for want of a common cipher on the client's side."""
         with pytest.raises(ssl.SSLError, match="alert protocol version"):
             stack.site.handshake(version)
+
+    @pytest.mark.parametrize("suites", WEAK.values(), ids=WEAK)
+    def test_weak_suites_are_refused(self, stack: Stack, suites: str) -> None:
+        """CS-9: although the version is one that is spoken."""
+        assert stack.site.handshake(ssl.TLSVersion.TLSv1_2, MODERN) == "TLSv1.2"
+        with pytest.raises(ssl.SSLError, match="alert handshake failure"):
+            stack.site.handshake(ssl.TLSVersion.TLSv1_2, suites)
 
     def test_plain_http_redirects(self, stack: Stack) -> None:
         """CS-9: to HTTPS, to a name of ours, whatever Host says."""

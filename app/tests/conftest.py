@@ -29,7 +29,8 @@ from compose_app.app import build_app
 from compose_app.config import MigrationSettings, Settings
 from compose_app.openapi import Api
 
-OWNER, APP, CACHE = "owner-password", "app-password", "cache-password"
+OWNER, APP = "owner-password", "app-password"
+CACHE, QUEUE = "cache-password", "queue-password"
 SRC = Path(__file__).parents[1] / "src"
 
 _POSTGRES = f"""
@@ -56,13 +57,16 @@ SQL
 exec postgres -c unix_socket_directories=/tmp -c listen_addresses='*' -c fsync=off \
   -c shared_buffers=32MB
 """
-_REDIS = f"""exec redis-server - <<'EOF'
+
+
+def _redis(password: str) -> str:
+    return f"""exec redis-server - <<'EOF'
 port 6379
 save ""
 appendonly no
 protected-mode no
 user default off
-user app on >{CACHE} ~* &* +@all
+user app on >{password} ~* &* +@all
 EOF"""
 
 
@@ -127,9 +131,16 @@ class Container:
             else:
                 break
 
-    def _docker(self, *args: str) -> None:
+    def _docker(self, *args: str) -> str:
         done = subprocess.run(["docker", *args], capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"docker {' '.join(args)}: {done.stderr}"
+        return done.stdout
+
+    def network(self) -> tuple[str, str]:
+        """Its address in Docker's network, and that of this machine."""
+        entry = "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{.Gateway}}{{end}}"
+        address, gateway = self._docker("inspect", "--format", entry, self.name).split()
+        return address, gateway
 
     def pause(self) -> None:
         self._docker("pause", self.name)
@@ -149,10 +160,11 @@ class Container:
 
 @dataclasses.dataclass
 class Backends:
-    """Both services and the environment that leads to them."""
+    """The services and the environment that leads to them."""
 
     postgres: Container
     cache: Container
+    queue: Container
     environ: dict[str, str]
 
     def connect(self, role: str = "app_owner", password: str = OWNER) -> psycopg.Connection[Any]:
@@ -167,17 +179,22 @@ class Backends:
         )
 
     def client(self) -> redis.Redis:
+        return self._client(self.cache, CACHE)
+
+    @staticmethod
+    def _client(container: Container, password: str) -> redis.Redis:
         return redis.Redis(
-            port=self.cache.port, username="app", password=CACHE, socket_timeout=2, protocol=2
+            port=container.port, username="app", password=password, socket_timeout=2, protocol=2
         )
 
     def wait(self) -> None:
         wait_for("PostgreSQL", lambda: self.connect().execute("SELECT 1").fetchone() == (1,), 60)
         wait_for("Redis", lambda: bool(self.client().ping()))
+        wait_for("Redis for queues", lambda: bool(self._client(self.queue, QUEUE).ping()))
 
 
 def _backends(secrets: Path) -> Iterator[Backends]:
-    for name, secret in (("owner", OWNER), ("app", APP), ("cache", CACHE)):
+    for name, secret in (("owner", OWNER), ("app", APP), ("cache", CACHE), ("queue", QUEUE)):
         (secrets / name).write_text(secret)
     containers: list[Container] = []
     try:
@@ -185,11 +202,13 @@ def _backends(secrets: Path) -> Iterator[Backends]:
         containers.append(
             Container("postgres", "70:70", 5432, _POSTGRES, "--env", f"PGDATA={data}")
         )
-        containers.append(Container("redis", "999:1000", 6379, _REDIS))
-        postgres, cache = containers
+        for password in (CACHE, QUEUE):
+            containers.append(Container("redis", "999:1000", 6379, _redis(password)))
+        postgres, cache, queue = containers
         backends = Backends(
             postgres,
             cache,
+            queue,
             {
                 "DATABASE_URL": f"postgresql://app@127.0.0.1:{postgres.port}/app",
                 "DATABASE_PASSWORD_FILE": str(secrets / "app"),
@@ -197,6 +216,8 @@ def _backends(secrets: Path) -> Iterator[Backends]:
                 "MIGRATION_DATABASE_PASSWORD_FILE": str(secrets / "owner"),
                 "REDIS_CACHE_URL": f"redis://app@127.0.0.1:{cache.port}/0",
                 "REDIS_CACHE_PASSWORD_FILE": str(secrets / "cache"),
+                "REDIS_QUEUE_URL": f"redis://app@127.0.0.1:{queue.port}/0",
+                "REDIS_QUEUE_PASSWORD_FILE": str(secrets / "queue"),
             },
         )
         backends.wait()
@@ -209,13 +230,13 @@ def _backends(secrets: Path) -> Iterator[Backends]:
 
 @pytest.fixture(scope="session")
 def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backends]:
-    """PostgreSQL with the schema, and Redis, for all tests together."""
+    """PostgreSQL with the schema, and both Redis, for all tests together."""
     yield from _backends(tmp_path_factory.mktemp("secrets"))
 
 
 @pytest.fixture
 def clean(backends: Backends) -> Backends:
-    """Both services, empty."""
+    """The services, empty."""
     with backends.connect() as connection:
         connection.execute("TRUNCATE items RESTART IDENTITY")
     backends.client().flushdb()

@@ -34,7 +34,7 @@ def problems(environ: dict[str, str]) -> list[str]:
 
 def test_good(good: dict[str, str]) -> None:
     """CS-12: complete; what is empty counts as absent; a newline is no part of a secret."""
-    config.check({**good, "API_SCALE": "", "METRICS_SUBNET": ""})
+    config.check({**good, "API_SCALE": "", "METRICS_HOST": ""})
     settings = config.Settings.from_environ(good)
     assert settings.database_password.get_secret_value() == "s3cret"
     assert "s3cret" not in repr(settings)
@@ -59,7 +59,6 @@ def test_everything_missing() -> None:
         ("API_LOG_LEVEL", "loud", "debug"),
         ("WEB_CONCURRENCY", "many", "integer"),
         ("METRICS_PORT", "70000", "65535"),
-        ("METRICS_SUBNET", "10.0.0.1/24", "network"),
         ("DATABASE_URL", "mysql://app@db/app", "postgresql://"),
         ("DATABASE_URL", "postgresql://app:pw@db/app", "holds a password"),
         ("DATABASE_URL", "postgresql:///app", "no host"),
@@ -79,6 +78,14 @@ def test_one_problem(good: dict[str, str], name: str, value: str, word: str) -> 
     assert len(named) == 1
     assert word in named[0]
     assert "Value error" not in named[0]
+
+
+@pytest.mark.parametrize("name", ["REDIS_QUEUE_URL", "REDIS_QUEUE_PASSWORD_FILE"])
+def test_half_a_queue(good: dict[str, str], name: str) -> None:
+    """CS-12: an address is no use without its secret, nor the other way round."""
+    (problem,) = problems({**good, name: ""})
+    assert "both REDIS_QUEUE_URL and REDIS_QUEUE_PASSWORD_FILE" in problem
+    config.check({**good, "REDIS_QUEUE_URL": "", "REDIS_QUEUE_PASSWORD_FILE": ""})
 
 
 def test_empty_secret(good: dict[str, str], tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from compose_app.app import build_app
+from compose_app.config import Settings
 from conftest import Backends, Gunicorn, wait_for
 
 LIMIT = 3.0
@@ -111,11 +113,36 @@ def test_redis_gone(server: Gunicorn, backends: Backends, way: str) -> None:
     assert server.workers() == workers
 
 
-def test_both_frozen(server: Gunicorn, backends: Backends) -> None:
-    """CS-2: readiness keeps its limit when it waits for both."""
+@pytest.mark.parametrize("way", ["pause", "stop"])
+def test_queue_gone(server: Gunicorn, backends: Backends, way: str) -> None:
+    """CS-2: the Redis that no route uses yet is told of as well, where there is one."""
+    _warm(server)
+    getattr(backends.queue, way)()
+    try:
+        _crowd(server, "/health")
+        _refused(server, ("GET", "/health", None))
+        health = server.request("GET", "/health").json
+        assert health == {"status": "unavailable", "database": "ok", "redis": "unavailable"}
+        assert server.request("GET", "/api/cache/k").status == 200
+        assert server.request("GET", "/api/items").status == 200
+        lost = [line for line in server.logs() if line["event"] == "dependency lost"]
+        assert lost[-1]["dependency"] == "redis-queue"
+        alone = {k: v for k, v in backends.environ.items() if not k.startswith("REDIS_QUEUE_")}
+        client = build_app(Settings.from_environ(alone)).test_client()
+        assert client.get("/health").status_code == 200
+    finally:
+        {"pause": backends.queue.unpause, "stop": backends.queue.start}[way]()
+    workers = server.workers()
+    _warm(server)
+    assert server.workers() == workers
+
+
+def test_all_frozen(server: Gunicorn, backends: Backends) -> None:
+    """CS-2: readiness keeps its limit when it waits for all of them."""
     _warm(server)
     backends.postgres.pause()
     backends.cache.pause()
+    backends.queue.pause()
     try:
         for _ in range(3):
             answer = server.request("GET", "/health")
@@ -124,6 +151,7 @@ def test_both_frozen(server: Gunicorn, backends: Backends) -> None:
     finally:
         backends.postgres.unpause()
         backends.cache.unpause()
+        backends.queue.unpause()
     _warm(server)
 
 

@@ -185,6 +185,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.docker_host import (
     DAEMON_JSON,
     DATA_ROOT,
+    SOCKET,
     Engine,
     EngineError,
     docker_facts,
@@ -192,7 +193,6 @@ from ansible.module_utils.docker_host import (
     version_tuple,
 )
 
-CA_BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
 DEBIAN_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 SYSTEM_DIRECTORIES = re.compile(
     r"/(bin|boot|dev|etc|home|lib|media|mnt|opt|proc|root|run|sbin|srv|sys|tmp|usr|var)?"
@@ -229,7 +229,6 @@ class Preflight:
         self.check_measurements()
         self.check_postgres()
         self.find_packages()
-        self.find_slot()
 
     # The host itself
 
@@ -245,13 +244,9 @@ class Preflight:
             distribution_name=release.get("PRETTY_NAME", ""),
             architecture=machine,
             debian_architecture=DEBIAN_ARCHITECTURES.get(machine, machine),
-            kernel=platform.release(),
-            hostname=socket.gethostname(),
-            cores=len(os.sched_getaffinity(0)),
             memory_mb=memory_mb,
             python={"version": platform.python_version(), "executable": sys.executable},
             service_manager="systemd" if Path("/run/systemd/system").is_dir() else "none",
-            ca_bundle=next((path for path in CA_BUNDLES if Path(path).exists()), None),
             time=int(time.time()),
         )
         name = "{distribution}-{distribution_version}".format(**self.facts).rstrip("-")
@@ -316,6 +311,7 @@ class Preflight:
     # Docker
 
     def check_docker(self) -> None:
+        self.check_address()
         docker = docker_facts()
         self.facts["docker"] = docker
         merged = merge_daemon_options(docker["daemon_options"] or {}, self.params["daemon_options"])
@@ -355,6 +351,18 @@ class Preflight:
                 self.volume_path = volume.get("Mountpoint", "")
         except (OSError, EngineError, ValueError) as error:
             self.problem(f"Docker does not answer properly: {error}.", "Look at its log.")
+
+    def check_address(self) -> None:
+        address = os.environ.get("DOCKER_HOST", "")
+        if address and os.path.realpath(address.removeprefix("unix://")) != os.path.realpath(
+            SOCKET
+        ):
+            self.problem(
+                f"DOCKER_HOST is '{address}', so docker would not ask this host's own engine, "
+                f"which listens on {SOCKET}.",
+                "Unset it for the user that Ansible connects as; or in your shell, when the host "
+                "is this machine (unset DOCKER_HOST).",
+            )
 
     def check_version(self, what: str, version: str, minimum: str) -> None:
         needed = self.params[minimum]
@@ -544,12 +552,10 @@ class Preflight:
             base = f"{root_dir}/volumes/{self.params['postgres_volume']}/_data"
         if not base:
             return
-        self.facts["postgres_data_major"] = None
         for directory in (base, f"{base}/data", f"{base}/pgdata"):
             found = read(f"{directory}/PG_VERSION").strip()
             if not found:
                 continue
-            self.facts["postgres_data_major"] = found
             if found != str(major):
                 self.problem(
                     f"{directory} holds data of PostgreSQL {found}; the stack runs PostgreSQL "
@@ -571,13 +577,6 @@ class Preflight:
                 or (package["path"] and Path(package["path"]).exists())
             )
         ]
-
-    def find_slot(self) -> None:
-        try:
-            slot = Path(self.params["stack_dir"], "run/sockets/active").readlink().name
-        except OSError:
-            slot = ""
-        self.facts["active_slot"] = slot or None
 
 
 def read(path: str) -> str:

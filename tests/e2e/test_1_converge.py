@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.containers import Containers
-from tests.harness import MAX_EXECUTIONS, port_open
+from tests.harness import MAX_EXECUTIONS, playbook, port_open, wait_for
 from tests.public import PublicAddress
 
-from .conftest import SETTINGS, site_yml
+from .conftest import INVENTORY, SETTINGS, site_yml
 
 if TYPE_CHECKING:
     from tests.harness import Run, Stack
@@ -76,6 +76,36 @@ class TestConverge:
         stack.wait_healthy()
         assert stack.site.patiently("GET", path).json()["name"] == body["name"]
         assert site_yml().succeeded().record["changed_tasks"] == []
+
+
+class TestCertificate:
+    """`make certs`."""
+
+    def test_shown(self, stack: Stack) -> None:
+        """CS-13: what is served, and how to trust it; nothing is renewed that nobody asked for."""
+        served = stack.site.fingerprint()
+        run = playbook(INVENTORY, name="certs.yml").succeeded()
+        assert run.record["changed_tasks"] == []
+        assert served in run.output
+        assert stack.site.fingerprint() == served
+
+    def test_renewed(self, stack: Stack) -> None:
+        """CS-13: by the same authority, without touching a container, and site.yml knows of it."""
+        before, lives = stack.site.fingerprint(), stack.lives()
+        authority = stack.site.ca.read_text()
+        run = playbook(INVENTORY, name="certs.yml", variables={"tls_renew": True}).succeeded()
+        # nginx reads it in its own time.
+        wait_for("another certificate", lambda: stack.site.fingerprint() != before, 10)
+        assert stack.site.fingerprint() in run.output
+        assert before not in run.output
+        assert stack.site.ca.read_text() == authority
+        said = "".join(run.output.split())
+        assert "".join(authority.split()) in said, "what to trust is not shown"
+        for way in ("update-ca-certificates", "curl --cacert"):
+            assert way in run.output
+        assert stack.lives() == lives
+        assert site_yml().succeeded().record["changed_tasks"] == []
+        assert stack.lives() == lives
 
 
 class TestInside(Containers):

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.timeout(120, func_only=True)
 NEEDS = {
     "postgres": "/api/items/1",
     "redis-cache": "/api/cache/outage",
+    "redis-queue": "/health",
 }
 
 

@@ -154,7 +154,6 @@ class TestContract:
                 ! command -v $command
             done
             ! python3 -m pip --version 2>/dev/null
-            test ! -e /root/.cache
             python3 - <<'PY'
             import pathlib, sys
             assert sys.version_info[:2] == (3, 13), sys.version
@@ -165,6 +164,8 @@ class TestContract:
             PY
             """,
         )
+        # Nobody but root may look there: to others, everything is missing.
+        inside(distro["api"], "ls /root && test ! -e /root/.cache", "--user=0")
         commands = ["python3", "gunicorn", "alembic", "compose-app"]
         paths = [f"/opt/venv/bin/{command}" for command in commands]
         assert said.splitlines() == ["10001", "10001", *paths, "[]", "[]"]

@@ -25,9 +25,14 @@ def build_app(settings: Settings) -> Api:
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     database = Database(settings.database_url, settings.database_password.get_secret_value())
     redis = Cache(settings.redis_cache_url, settings.redis_cache_password.get_secret_value())
+    caches = [redis]
+    if settings.redis_queue_url and settings.redis_queue_password:
+        password = settings.redis_queue_password.get_secret_value()
+        # Nothing is queued yet: it is asked for its health alone.
+        caches.append(Cache(settings.redis_queue_url, password, "redis-queue"))
     app.register_api(items.blueprint(ItemStore(database)))
     app.register_api(cache.blueprint(CacheStore(redis)))
-    app.register_api(health.blueprint(database, redis))
+    app.register_api(health.blueprint(database, caches))
     app.register_blueprint(docs.blueprint(app))
     if settings.operator_password:
         store = StatusStore(database, redis, Prometheus(settings.prometheus_url), settings.slot)
@@ -37,5 +42,5 @@ def build_app(settings: Settings) -> Api:
     errors.init_app(app)
     exporter.init_app(app)
     scope.init_app(app)
-    app.extensions["compose_app.close"] = (database.close, redis.close)
+    app.extensions["compose_app.close"] = (database.close, *(item.close for item in caches))
     return app

@@ -13,9 +13,9 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    IPvAnyNetwork,
     SecretStr,
     ValidationError,
+    model_validator,
 )
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -122,10 +122,9 @@ class ServerSettings(_Environ):
     worker_tmp_dir: Path = Field(Path("/dev/shm"), alias="API_WORKER_TMP_DIR")  # noqa: S108 - heartbeats must not wait for a disk
     metrics_port: int = Field(9100, alias="METRICS_PORT", ge=0, le=65535)
     """TCP port of the metrics listener; 0 turns it off."""
-    metrics_subnet: IPvAnyNetwork | None = Field(None, alias="METRICS_SUBNET")
-    """Network whose address the metrics listener binds; absent, that of METRICS_HOST."""
     metrics_host: str | None = Field(None, alias="METRICS_HOST")
-    """Name of this container, or of any other, in the network; absent too, loopback."""
+    """Name, of this container or of any other, in the network whose address the metrics listener
+    binds; absent, loopback."""
     metrics_dir: Path = Field(Path("/tmp/metrics"), alias="PROMETHEUS_MULTIPROC_DIR")  # noqa: S108
 
     @property
@@ -149,6 +148,12 @@ class Settings(_Environ):
     """Of the user `operator`, who may see /status; absent, there is no such page."""
     prometheus_url: HttpUrl | None = Field(None, alias="PROMETHEUS_URL")
     """Where /status gets its figures; absent, it shows what the application itself knows."""
+
+    @model_validator(mode="after")
+    def _queue_as_a_whole(self) -> Self:
+        if (self.redis_queue_url is None) != (self.redis_queue_password is None):
+            raise ValueError("set both REDIS_QUEUE_URL and REDIS_QUEUE_PASSWORD_FILE, or neither")
+        return self
 
 
 class MigrationSettings(_Environ):

@@ -80,9 +80,7 @@ def when_ready(_server_: Arbiter) -> None:
         from compose_app import metrics_server
 
         try:
-            address = metrics_server.start(
-                _server.metrics_port, _server.metrics_subnet, _server.metrics_host
-            )
+            address = metrics_server.start(_server.metrics_port, _server.metrics_host)
         except OSError as error:
             _log.error("metrics listener not started: %s", error)
         else:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 
 from prometheus_flask_exporter.multiprocess import GunicornPrometheusMetrics
 
 LOOPBACK = "127.0.0.1"
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def own_address(peer: str) -> str:
@@ -27,25 +24,12 @@ def own_address(peer: str) -> str:
         return str(probe.getsockname()[0])
 
 
-def address_in(subnet: Network) -> str:
-    """Find the address this host has in a network.
-
-    Raises:
-        OSError: it has none.
-    """
-    address = own_address(str(next(subnet.hosts())))
-    if ipaddress.ip_address(address) not in subnet:
-        raise OSError(f"no interface of this host is in {subnet} (METRICS_SUBNET)")
-    return address
-
-
-def start(port: int, subnet: Network | None, host: str | None) -> str:
+def start(port: int, host: str | None) -> str:
     """Serve the metrics of all workers from a daemon thread.
 
     Args:
         port: TCP port.
-        subnet: the network to be reached from.
-        host: without subnet, a name in that network; without either, loopback is bound.
+        host: a name in the network to be reached from; without, loopback is bound.
 
     Returns:
         The address listened on, `host:port`.
@@ -53,11 +37,6 @@ def start(port: int, subnet: Network | None, host: str | None) -> str:
     Raises:
         OSError: there is no such address, or it cannot be bound.
     """
-    if subnet:
-        address = address_in(subnet)
-    elif host:
-        address = own_address(host)
-    else:
-        address = LOOPBACK
+    address = own_address(host) if host else LOOPBACK
     GunicornPrometheusMetrics.start_http_server_when_ready(port, address)
     return f"{address}:{port}"

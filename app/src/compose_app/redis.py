@@ -44,9 +44,10 @@ def _with_user(url: str) -> str:
 class Cache:
     """The worker's connection to Redis. Made before fork, connected after it."""
 
-    def __init__(self, url: str, password: str) -> None:
+    def __init__(self, url: str, password: str, name: str = "redis") -> None:
+        """Take the name by which the log speaks of it."""
         self._client = _client(url, password)
-        self._fail_fast = FailFast("redis")
+        self._fail_fast = FailFast(name)
 
     def execute(self, *commands: Command) -> list[Any]:
         """Send commands in one round trip and return their answers in order.

@@ -182,6 +182,29 @@ def test_engine_that_does_not_answer(engine: Callable[..., FakeEngine], tmp_path
     assert "cannot be used" in causes(found)
 
 
+@pytest.mark.parametrize(
+    ("address", "elsewhere"),
+    [
+        ("unix:///nonexistent/docker.sock", True),
+        ("tcp://build.example:2376", True),
+        ("ssh://root@build.example", True),
+        ("unix:///var/run/docker.sock", False),
+        ("", False),
+    ],
+)
+def test_docker_host(
+    engine: Callable[..., FakeEngine],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    address: str,
+    elsewhere: bool,
+) -> None:
+    """Bad input: an environment in which docker asks another engine than the one looked at."""
+    engine()
+    monkeypatch.setenv("DOCKER_HOST", address)
+    assert (f"DOCKER_HOST is '{address}'" in causes(look(tmp_path))) is elsewhere
+
+
 def test_engine_that_does_not_come_up(engine: Callable[..., FakeEngine], tmp_path: Path) -> None:
     """systemd listens in the daemon's place and drops whoever connects: start it, and see."""
 

@@ -155,15 +155,7 @@ def test_nothing_wrong(good: dict[str, Any]) -> None:
     facts = shown_facts(run)
     assert facts["distribution"] in {"debian", "ubuntu"}
     assert facts["service_manager"] in {"systemd", "none"}
-    assert facts["active_slot"] is None
     assert facts["docker"]["state"] in {"running", "stopped", "absent"}
-
-
-def test_active_slot(good: dict[str, Any]) -> None:
-    sockets = Path(good["stack_dir"], "run", "sockets")
-    (sockets / "green").mkdir(parents=True)
-    (sockets / "active").symlink_to("green")
-    assert shown_facts(preflight(good))["active_slot"] == "green"
 
 
 def test_a_pulled_application_needs_room_only_once(good: dict[str, Any]) -> None:

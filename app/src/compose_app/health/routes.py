@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from flask import Response
 from flask_openapi3 import Tag
 
@@ -13,7 +15,7 @@ from compose_app.openapi import Blueprint, json_response, problems
 from compose_app.redis import Cache
 
 
-def blueprint(database: Database, redis: Cache) -> Blueprint:
+def blueprint(database: Database, redis: Sequence[Cache]) -> Blueprint:
     """Readiness and liveness."""
     api = Blueprint("health", __name__, abp_tags=[Tag(name="health")])
 
@@ -21,10 +23,14 @@ def blueprint(database: Database, redis: Cache) -> Blueprint:
         "/health",
         operation_id="getHealth",
         summary="Readiness",
+        description=(
+            "`redis` is `ok` only when both instances answer: the cache, and the one that keeps "
+            "sessions and queues."
+        ),
         responses={
             200: Health,
             503: {
-                "description": "The database or Redis does not answer.",
+                "description": "The database or one of the two Redis instances does not answer.",
                 "content": {
                     "application/json": {"schema": {"$ref": "#/components/schemas/Health"}}
                 },
