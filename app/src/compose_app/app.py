@@ -35,7 +35,7 @@ def build_app(settings: Settings) -> Api:
     app.register_api(health.blueprint(database, caches))
     app.register_blueprint(docs.blueprint(app))
     if settings.operator_password:
-        store = StatusStore(database, redis, Prometheus(settings.prometheus_url), settings.slot)
+        store = StatusStore(database, caches, Prometheus(settings.prometheus_url), settings.slot)
         app.register_blueprint(
             status.blueprint(store, settings.operator_password.get_secret_value())
         )

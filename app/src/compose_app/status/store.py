@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextvars
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 
 from compose_app.db import Database
@@ -277,7 +277,7 @@ class StatusStore:
     """Where the page's values come from."""
 
     def __init__(
-        self, database: Database, redis: Cache, prometheus: Prometheus, slot: str | None
+        self, database: Database, redis: Iterable[Cache], prometheus: Prometheus, slot: str | None
     ) -> None:
         self._database = database
         self._redis = redis
