@@ -99,6 +99,7 @@ def test_up_all_adds_to_the_profiles_of_the_inventory(
     play.update(
         become=False,
         roles=[{"role": "stack", "tags": "never"}],
+        post_tasks=[],
         tasks=[
             {
                 "ansible.builtin.copy": {"content": "{{ stack_profiles }}", "dest": str(shown)},
