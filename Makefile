@@ -91,7 +91,7 @@ bundle: controller ## write all images into one archive, for hosts without a reg
 
 ##@ Develop
 .PHONY: test
-test: development ## every check there is; TEST='lint plugins' for some
+test: development ## every check there is; TEST='lint plugins' for some, JOBS=1 one by one
 	@scripts/run-tests $(or $(TEST),$(TESTS))
 
 .PHONY: lint
@@ -106,7 +106,8 @@ lock: controller ## resolve the Python requirements anew
 	@scripts/lock
 
 # Each of these can be run alone, too: `make test-plugins`.
-TESTS := lint controller plugins roles contract images rules app e2e molecule
+# The longest first; `app` comes after `rules`, which builds the image of Prometheus that both need.
+TESTS := e2e roles images rules molecule app plugins lint controller contract
 pytest = python -m pytest
 
 .PHONY: test-lint

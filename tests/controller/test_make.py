@@ -138,6 +138,7 @@ def test_all_test_targets_run_and_the_worst_decides(tmp_path: Path) -> None:
     done = subprocess.run([runner, "a", "b", "c"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "\nA\n" in done.stdout
+    assert done.stdout.index("===== summary") > done.stdout.index("===== b: FAILED")
     assert "\nC\n" in done.stdout
     assert re.search(r"^b +\d+ s  FAILED", done.stdout, re.MULTILINE)
     assert done.stdout.endswith("\n2 passed, 1 failed\n")
@@ -153,6 +154,7 @@ def test_interrupted_tests_stop(tmp_path: Path) -> None:
     (tmp_path / "Makefile").write_text("test-a:\n\t@sleep 30\ntest-b:\n\t@echo reached b\n")
     with subprocess.Popen(
         [tmp_path / "scripts" / "run-tests", "a", "b"],
+        env={**os.environ, "JOBS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
