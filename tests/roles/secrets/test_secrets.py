@@ -33,7 +33,7 @@ def stack(tmp_path: Path) -> Path:
 def run(
     stack: Path,
     *options: str,
-    services: tuple[str, ...] = ("alpha", "beta-two", "gamma"),
+    services: tuple[str, ...] = ("alpha", "beta", "gamma"),
     **variables: Any,
 ) -> Run:
     return playbook(
@@ -203,7 +203,7 @@ def test_repairs_and_reports(stack: Path) -> None:
     (secrets / ".secret_files.abandoned").write_text("what a killed run left")
     if os.geteuid() == 0:
         os.chown(secrets / "alpha_token", 1234, 1234)
-    done = run(stack, "--diff", services=("alpha", "beta-two")).succeeded()
+    done = run(stack, "--diff", services=("alpha", "beta")).succeeded()
     assert done.changed == 1
     assert mode(secrets) == 0o700
     assert mode(secrets / "alpha_token") == 0o444
