@@ -112,21 +112,50 @@ def playbook(
             start_new_session=True,
         ) as process:
             watchdog = _Watchdog(process, seconds)
+            impatience = _Impatience(process)
             lines: list[str] = []
-            with watchdog:
+            with watchdog, impatience:
                 assert process.stdout is not None
                 for line in process.stdout:
                     lines.append(line)
                     if interrupt_at is not None and interrupt_at in line:
                         interrupt_at = None
-                        # The terminal sends Ctrl-C to the whole foreground group.
-                        os.killpg(process.pid, signal.SIGINT)
+                        impatience.start()
                 returncode = process.wait()
         output = "".join(lines)
         assert not watchdog.fired, f"{command} took more than {seconds} s\n{output[-6000:]}"
         assert interrupt_at is None, f"{interrupt_at!r} never appeared\n{output[-6000:]}"
         known = json.loads(record.read_text().splitlines()[-1]) if record.exists() else {}
         return Run(returncode, output, time.monotonic() - began, known)
+
+
+class _Impatience:
+    """Presses Ctrl-C, and again as long as nothing comes of it.
+
+    Ansible now and then waits for ever when the first arrives while it starts a worker.
+    """
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._press, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def _press(self) -> None:
+        while True:
+            # The terminal sends it to the whole foreground group.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGINT)
+            if self._ended.wait(20):
+                return
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
 
 
 class _Watchdog:
