@@ -112,7 +112,7 @@ def playbook(
             start_new_session=True,
         ) as process:
             watchdog = _Watchdog(process, seconds)
-            impatience = _Impatience(process)
+            impatience = _Impatience(process, command)
             lines: list[str] = []
             with watchdog, impatience:
                 assert process.stdout is not None
@@ -132,11 +132,13 @@ def playbook(
 class _Impatience:
     """Presses Ctrl-C, and again as long as nothing comes of it.
 
-    Ansible now and then waits for ever when the first arrives while it starts a worker.
+    Ansible now and then waits for ever when the first arrives while it starts a worker. Who sees no
+    end then kills it, workers included, which have sessions of their own.
     """
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: subprocess.Popen[str], command: list[str]) -> None:
         self._process = process
+        self._command = "\0".join(command).encode()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._press, daemon=True)
 
@@ -144,12 +146,16 @@ class _Impatience:
         self._thread.start()
 
     def _press(self) -> None:
-        while True:
+        for _ in range(3):
             # The terminal sends it to the whole foreground group.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGINT)
             if self._ended.wait(20):
                 return
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if self._command in path.read_bytes():
+                    os.kill(int(path.parent.name), signal.SIGKILL)
 
     def __enter__(self) -> None:
         pass
