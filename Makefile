@@ -101,6 +101,10 @@ lint: test-lint ## the static checks alone
 bench: development ## measure the stack; prints a table
 	@python -m tests.bench
 
+.PHONY: prove
+prove: development ## make every alert fire by a real fault; half an hour, as root
+	@python -m pytest --capture=no --tb=short tests/prove
+
 .PHONY: lock
 lock: controller ## resolve the Python requirements anew
 	@scripts/lock

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.bench import footprint, load
-from tests.bench.figures import Figure, report, table, write
+from tests.figures import Figure, report, table, write
 from tests.harness import MAX_EXECUTIONS, ROOT, Engine, Run, Site, Stack, playbook
 
 if TYPE_CHECKING:

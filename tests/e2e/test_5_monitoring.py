@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import http.server
 import json
 import re
-import threading
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import requests
 import yaml
 
 from tests.dashboards import dashboards, other_queries, queries
 from tests.harness import MAX_EXECUTIONS, ROOT, playbook, wait_for
+from tests.monitoring import Prometheus, Receiver
 
 from .conftest import DIRECTORY, INVENTORY, PROJECT, site_yml
 
@@ -39,55 +37,6 @@ QUIET = re.compile(
     r'status=~?"[45]|ALERTS|container_exit_code|_pressure_|maxmemory|redis_memory_max'
     r"|api:|offset 15s|alertmanager_notifications_failed|detected_level|mdadm|edac|hwmon|ntp|timex"
 )
-
-
-class Receiver:
-    """Takes what Alertmanager sends."""
-
-    def __init__(self) -> None:
-        self.alerts: list[dict[str, Any]] = []
-        receiver = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                receiver.alerts += [{**item, "path": self.path} for item in body["alerts"]]
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("0.0.0.0", 0), Handler)
-        self.port = self.server.server_port
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def named(self, name: str, status: str = "firing", path: str = "/alerts") -> dict[str, Any]:
-        found = [
-            item
-            for item in self.alerts
-            if item["labels"]["alertname"] == name
-            and (item["status"], item["path"]) == (status, path)
-        ]
-        return found[0] if found else {}
-
-
-class Prometheus:
-    """Asked from the host, which reaches the containers of an internal network."""
-
-    def __init__(self, stack: Stack) -> None:
-        networks = stack.one("prometheus")["NetworkSettings"]["Networks"]
-        self.url = f"http://{networks[f'{PROJECT}_monitoring']['IPAddress']}:9090/api/v1"
-
-    def get(self, path: str, **params: str) -> Any:
-        with requests.Session() as session:
-            session.trust_env = False
-            answer = session.get(f"{self.url}/{path}", params=params, timeout=10)
-        assert answer.status_code == 200, f"{params}: {answer.text}"
-        return answer.json()["data"]
-
-    def query(self, expression: str) -> list[Any]:
-        return list(self.get("query", query=expression)["result"])
 
 
 @pytest.fixture(scope="module")

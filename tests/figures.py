@@ -35,18 +35,14 @@ def table(figures: list[Figure]) -> str:
 
 
 def report(figures: list[Figure], notes: str) -> str:
+    return page("Measured", "make bench", f"{table(figures)}\n\n{notes}")
+
+
+def page(title: str, verb: str, text: str) -> str:
     """A page of Markdown: what was measured, of which commit, when and where."""
     now = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-    lines = [
-        "# Measured",
-        "",
-        f"`make bench` wrote this page: commit {commit()}, {now}, {machine()}.",
-        "",
-        table(figures),
-        "",
-        notes,
-    ]
-    return "\n".join(lines)
+    written = f"`{verb}` wrote this page: commit {commit()}, {now}, {machine()}."
+    return f"# {title}\n\n{written}\n\n{text}"
 
 
 def write(path: Path, text: str) -> None:
