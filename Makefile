@@ -15,6 +15,8 @@ RENEW ?=
 
 VENV := $(CURDIR)/.venv
 export PATH := $(VENV)/bin:$(PATH)
+# Where it is set, as in many containers, Ansible compiles itself anew at every run: seconds each time.
+export PYTHONDONTWRITEBYTECODE :=
 
 inventory = $(if $(wildcard inventories/$(INVENTORY)/),inventories/$(INVENTORY),$(INVENTORY))
 ifeq ($(wildcard $(inventory)),)
