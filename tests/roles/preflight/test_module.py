@@ -273,7 +273,8 @@ def test_images_need_room_only_once(engine: Callable[..., FakeEngine], tmp_path:
     ]
     started.answers["/images/json"] = others
     assert "1000000000 MiB are needed" in causes(look(tmp_path, **needs))
-    for names in ({"RepoTags": ["compose-stack/api:1"]}, {"RepoDigests": ["compose-stack/api@x:0"]}):
+    for kind, name in (("RepoTags", "api:1"), ("RepoDigests", "api@x:0")):
+        names = {kind: [f"compose-stack/{name}"]}
         started.answers["/images/json"] = [*others, names]
         assert look(tmp_path, **needs).problems == []
     assert look(tmp_path).facts["docker"]["images"] == [
