@@ -175,10 +175,14 @@ def test_application_limits(rendered: Rendered) -> None:
     assert float(limits["cpus"]) == (1.0 if rendered.inventory == "production" else 0.5)
 
 
-def test_logs_are_bounded(rendered: Rendered) -> None:
-    """A container that talks too much must not fill the disk."""
+def test_logs_are_bounded_and_say_whose_they_are(rendered: Rendered) -> None:
+    """UT-9: a container that talks too much must not fill the disk; a line names its service."""
     for name, service in rendered.services.items():
-        assert service["logging"]["options"]["max-size"], name
+        assert service["logging"]["driver"] == "json-file", name
+        options = service["logging"]["options"]
+        assert options["max-size"], name
+        for label in ("project", "service", "container-number"):
+            assert f"com.docker.compose.{label}" in options["labels"].split(","), name
 
 
 def test_postgresql_is_tuned_from_its_memory_limit(rendered: Rendered) -> None:
