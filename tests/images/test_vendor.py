@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from plugins.lookup import release_archive
+from tests.harness import ROOT
 from tests.images.conftest import UNREACHABLE, docker, images
 from tests.images.test_distro import inside
 
@@ -35,7 +36,11 @@ docker_test = pytest.mark.docker
 
 
 def script(name: str) -> bytes:
-    return f'#!/bin/sh\necho "stand-in {name} $*"\n'.encode()
+    # Grafana's `cli` is told a password, and sends its own words to where nobody looks.
+    return f"""#!/bin/sh
+[ "$1" = cli ] && echo "told $(cat)" >&2
+echo "stand-in {name} $*"
+""".encode()
 
 
 def tarball(path: Path, files: dict[str, bytes]) -> None:
@@ -121,6 +126,31 @@ def test_built_as_the_official_images_are(built: tuple[Path, dict[str, str]]) ->
     assert said.splitlines() == ["10001", "stand-in loki -verify-config", "10001:10001"]
     said = inside(refs["alloy"], "id -u; alloy run; command -v bash; test ! -e /alloy")
     assert said.splitlines() == ["473", "stand-in alloy run", "/usr/bin/bash"]
+
+
+@docker_test
+def test_grafana_is_told_its_password_at_each_start(
+    built: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    """FS-8: by a file and standard input; the first start takes it from the configuration."""
+    secret = tmp_path / "password"
+    secret.write_text("of-today\n")
+    said = inside(
+        built[1]["grafana"],
+        """
+        sh /start.sh 2>&1
+        echo made > $GF_PATHS_DATA/grafana.db
+        sh /start.sh 2>&1
+        """,
+        f"--volume={ROOT}/roles/grafana/templates/boot/start.sh:/start.sh:ro",
+        f"--volume={secret}:/run/secrets/grafana_admin_password:ro",
+        "--tmpfs=/var/lib/grafana:uid=472,gid=472",
+    )
+    server = (
+        "stand-in grafana server --homepath=/usr/share/grafana"
+        " --config=/etc/compose-stack/current/boot/grafana.ini --packaging=docker"
+    )
+    assert said.splitlines() == [server, "told of-today", server]
 
 
 @docker_test
