@@ -38,8 +38,8 @@ up: controller ## deploy the stack, installing what is missing
 	@$(playbook) playbooks/site.yml
 
 .PHONY: up-all
-up-all: controller ## deploy it with the profile `monitoring` as well
-	@$(playbook) playbooks/site.yml --extra-vars '{"site_profiles": ["monitoring"]}'
+up-all: controller ## deploy it with the profiles `monitoring` and `logging` as well
+	@$(playbook) playbooks/site.yml --extra-vars '{"site_profiles": ["monitoring", "logging"]}'
 
 .PHONY: dev
 dev: ## deploy it here with the source mounted: code changes show at once

@@ -28,7 +28,7 @@ def test_pulls_by_tag_and_digest_once(pushed: dict[str, str]) -> None:
     rehearsal = images("registry", "--check", **variables_of(pushed))
     assert rehearsal.run.changed == 1
     assert rehearsal.facts == {
-        "refs": pushed, "source": "registry", "present": False, "left_out": [],
+        "refs": pushed, "source": "registry", "present": False, "left_out": {},
     }  # fmt: skip
     assert not any(has(reference) for reference in pushed.values())
 
