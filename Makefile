@@ -15,6 +15,8 @@ RENEW ?=
 
 VENV := $(CURDIR)/.venv
 export PATH := $(VENV)/bin:$(PATH)
+# Where it is set, as in many containers, Ansible compiles itself anew at every run: seconds each time.
+export PYTHONDONTWRITEBYTECODE :=
 
 inventory = $(if $(wildcard inventories/$(INVENTORY)/),inventories/$(INVENTORY),$(INVENTORY))
 ifeq ($(wildcard $(inventory)),)
@@ -36,8 +38,8 @@ up: controller ## deploy the stack, installing what is missing
 	@$(playbook) playbooks/site.yml
 
 .PHONY: up-all
-up-all: controller ## deploy it with the profile `monitoring` as well
-	@$(playbook) playbooks/site.yml --extra-vars '{"site_profiles": ["monitoring"]}'
+up-all: controller ## deploy it with the profiles `monitoring` and `logging` as well
+	@$(playbook) playbooks/site.yml --extra-vars '{"site_profiles": ["monitoring", "logging"]}'
 
 .PHONY: dev
 dev: ## deploy it here with the source mounted: code changes show at once

@@ -30,8 +30,9 @@ _MARKUP = re.compile(r"\b[CVOIB]\(([^()]*)\)")
 
 def roles(root: Path) -> list[str]:
     """The roles in the order in which the site playbook runs them."""
-    plays = yaml.safe_load((root / "playbooks" / "site.yml").read_text())
-    return [entry["role"] for play in plays for entry in play["roles"]]
+    (play,) = yaml.safe_load((root / "playbooks" / "site.yml").read_text())
+    imports = (task.get("ansible.builtin.import_role") for task in play["tasks"])
+    return [role["name"] for role in imports if role]
 
 
 def text(value: str | list[str]) -> str:

@@ -28,6 +28,10 @@ options:
       - Return one digest for each context.
     type: bool
     default: false
+  own_inputs:
+    description: With O(each), one more input of the contexts with these base names.
+    type: dict
+    default: {}
   archive:
     description: Return an archive instead of a digest.
     type: bool
@@ -190,7 +194,11 @@ class LookupModule(LookupBase):
                 return [archive(directories, self.get_option("files"))]
             inputs: list[str] = self.get_option("inputs")
             if self.get_option("each"):
-                return [digest([directory], inputs) for directory in directories]
+                own: dict[str, str] = self.get_option("own_inputs")
+                return [
+                    digest([item], [*inputs, *([own[item.name]] if item.name in own else [])])
+                    for item in directories
+                ]
             return [digest(directories, inputs)]
         except OSError as error:
             raise AnsibleError(f"The build context is unreadable: {error}") from error

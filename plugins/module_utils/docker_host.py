@@ -204,6 +204,18 @@ def clients_connected(path: str = SOCKET) -> bool:
     return True
 
 
+def images(engine: Engine) -> list[str]:
+    """Return every name the engine knows an image by: tags, and digests it was pulled by."""
+    listed = engine.get("/images/json") or []
+    names = {
+        name
+        for image in listed
+        for kind in ("RepoTags", "RepoDigests")
+        for name in image.get(kind) or []
+    }
+    return sorted(name for name in names if not name.startswith("<none>"))
+
+
 def _unreachable(error: Exception) -> tuple[str, str]:
     """Return the state and reason that a failed connection stands for."""
     if isinstance(error, PermissionError):
@@ -241,12 +253,14 @@ def docker_facts() -> dict[str, Any]:
         "daemon_options": options,
         "daemon_options_error": options_error,
         "restart_pending": [],
+        "images": [],
     }
     if facts["client"]:
         facts.update(_plugin_versions(facts["client"]))
     engine = Engine()
     try:
         info = engine.get("/info")
+        facts["images"] = images(engine)
     except (OSError, EngineError, ValueError) as error:
         facts["state"], facts["reason"] = _unreachable(error)
         return facts

@@ -138,17 +138,6 @@ unhealthy:
   returned: success
   type: list
   elements: str
-starting:
-  description: Services whose health is not known yet.
-  returned: success
-  type: list
-  elements: str
-inactive:
-  description: Services that have containers although their profile is not active. Compose leaves
-    them alone.
-  returned: success
-  type: list
-  elements: str
 serving:
   description: Whether any container runs and is healthy, as far as that is checked.
   returned: success
@@ -283,10 +272,11 @@ def make_plan(
     present: dict[str, list[Container]] = {}
     for container in containers:
         present.setdefault(container.service, []).append(container)
-    inactive = sorted(set(disabled) & present.keys() - services.keys())
+    # Of a profile that is not active: Compose leaves them alone.
+    inactive = set(disabled) - services.keys()
     actions: dict[str, str] = {}
     reasons: dict[str, str] = {}
-    unhealthy, starting = [], []
+    unhealthy = []
     for name in sorted({*services, *present}):
         there = present.get(name, [])
         if name in inactive:
@@ -303,8 +293,6 @@ def make_plan(
             if bad:
                 unhealthy.append(name)
                 reasons[name] = bad[0].describe()
-            elif any(c.health == "starting" for c in there):
-                starting.append(name)
     work = sorted({name for name, action in actions.items() if action != "keep"} | {*unhealthy})
     needed = {name for service in services.values() for name in service.depends_on}
     before = {
@@ -324,8 +312,6 @@ def make_plan(
         ),
         "reasons": reasons,
         "unhealthy": unhealthy,
-        "starting": starting,
-        "inactive": inactive,
         "serving": any(
             item.state == "running" and item.health in {None, "healthy"}
             for there in present.values()

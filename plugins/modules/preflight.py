@@ -140,6 +140,27 @@ options:
       path:
         description: File that exists.
         type: str
+  sockets:
+    description: Where the application's slots listen; RV(facts.sockets) says how that is.
+    type: dict
+    suboptions:
+      path:
+        description: Directory that holds the slots.
+        type: path
+        required: true
+      slots:
+        description: Names of the slots.
+        type: list
+        elements: str
+        required: true
+      owner:
+        description: User id that the slots' processes run as.
+        type: int
+        required: true
+      group:
+        description: Group id that may connect.
+        type: int
+        required: true
   become_error:
     description: Why becoming root failed, when it did.
     type: str
@@ -192,6 +213,7 @@ from ansible.module_utils.docker_host import (
     merge_daemon_options,
     version_tuple,
 )
+from ansible.module_utils.slots import active, directories
 
 DEBIAN_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 SYSTEM_DIRECTORIES = re.compile(
@@ -229,6 +251,7 @@ class Preflight:
         self.check_measurements()
         self.check_postgres()
         self.find_packages()
+        self.find_sockets()
 
     # The host itself
 
@@ -338,14 +361,15 @@ class Preflight:
             and docker["compose_version"]
             and docker["buildx_version"]
         )
+        self.image_present = any(
+            re.sub(r"(:[^/:]+)?(@.*)?$", "", name) in self.params["images"]
+            for name in docker["images"]
+        )
         if docker["state"] != "running":
             return
         engine = Engine()
         try:
             self.containers = engine.get("/containers/json", all="true") or []
-            if self.params["images"]:
-                filters = {"reference": self.params["images"]}
-                self.image_present = bool(engine.get("/images/json", filters=filters))
             if self.params["postgres_volume"]:
                 volume = engine.get(f"/volumes/{self.params['postgres_volume']}") or {}
                 self.volume_path = volume.get("Mountpoint", "")
@@ -578,6 +602,15 @@ class Preflight:
             )
         ]
 
+    def find_sockets(self) -> None:
+        wanted = self.params["sockets"]
+        if not wanted:
+            return
+        path = Path(wanted["path"])
+        parts = directories(path, wanted["slots"], wanted["owner"], wanted["group"])
+        ready = not any(directory.differs() for directory in parts)
+        self.facts["sockets"] = {"active": active(path), "ready": ready}
+
 
 def read(path: str) -> str:
     try:
@@ -707,6 +740,15 @@ def main() -> None:
                     "command": {"type": "str"},
                     "python": {"type": "str"},
                     "path": {"type": "str"},
+                },
+            },
+            "sockets": {
+                "type": "dict",
+                "options": {
+                    "path": {"type": "path", "required": True},
+                    "slots": {"type": "list", "elements": "str", "required": True},
+                    "owner": {"type": "int", "required": True},
+                    "group": {"type": "int", "required": True},
                 },
             },
             "become_error": text,

@@ -60,36 +60,10 @@ previous:
 """
 
 import os
-import pathlib
-import stat
+from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-
-LINK = "active"
-SLOT_MODE = 0o750
-
-
-def read_link(path: pathlib.Path) -> str | None:
-    """Name the slot that the link leads to, or None when there is no link."""
-    link = path / LINK
-    return str(link.readlink()) if link.is_symlink() else None
-
-
-def point(path: pathlib.Path, slot: str) -> None:
-    """Point the link at the slot by one rename(2)."""
-    fresh = path / f".{LINK}"
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(slot)
-    fresh.replace(path / LINK)
-
-
-def directory_differs(directory: pathlib.Path, mode: int, owner: int, group: int) -> bool:
-    """Tell whether the directory is missing or has another mode or owner."""
-    try:
-        found = directory.stat()
-    except FileNotFoundError:
-        return True
-    return (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid) != (mode, owner, group)
+from ansible.module_utils.slots import active, directories, point
 
 
 def main() -> None:
@@ -104,7 +78,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    path = pathlib.Path(module.params["path"])
+    path = Path(module.params["path"])
     slots: list[str] = module.params["slots"]
     owner: int = module.params["owner"]
     group: int = module.params["group"]
@@ -113,17 +87,15 @@ def main() -> None:
         names = ", ".join(slots)
         module.fail_json(msg=f"active is {wanted!r}, which is none of the slots {names}.")
 
-    before = read_link(path)
+    before = active(path)
     after = wanted or before
-    directories = [(path.parent, 0o755, 0, 0), (path, 0o755, 0, 0)]
-    directories += [(path / slot, SLOT_MODE, owner, group) for slot in slots]
-    stale = [entry for entry in directories if directory_differs(*entry)]
+    stale = [entry for entry in directories(path, slots, owner, group) if entry.differs()]
     if not module.check_mode:
         try:
-            for directory, mode, user, members in stale:
-                directory.mkdir(parents=True, exist_ok=True)
-                os.chown(directory, user, members)
-                directory.chmod(mode)
+            for directory in stale:
+                directory.path.mkdir(parents=True, exist_ok=True)
+                os.chown(directory.path, directory.owner, directory.group)
+                directory.path.chmod(directory.mode)
             if after is not None and after != before:
                 point(path, after)
         except OSError as error:
@@ -134,7 +106,7 @@ def main() -> None:
         active=after,
         previous=before,
         diff={
-            "before": f"active: {before}\n" + "".join(f"to do: {entry[0]}\n" for entry in stale),
+            "before": f"active: {before}\n" + "".join(f"to do: {entry.path}\n" for entry in stale),
             "after": f"active: {after}\n",
         },
     )

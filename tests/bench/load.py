@@ -34,15 +34,15 @@ class Rate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Pairs of runs, nginx's and bare gunicorn's of each pair one right after the other."""
+    """Pairs of runs, those of a pair one right after the other."""
 
-    nginx: list[Rate]
-    bare: list[Rate]
+    ours: list[Rate]
+    theirs: list[Rate]
 
     @property
     def ratios(self) -> list[float]:
-        pairs = zip(self.nginx, self.bare, strict=True)
-        return [through.per_second / bare.per_second for through, bare in pairs]
+        pairs = zip(self.ours, self.theirs, strict=True)
+        return [ours.per_second / theirs.per_second for ours, theirs in pairs]
 
     @property
     def ratio(self) -> float:
@@ -87,52 +87,73 @@ def wrk(url: str, host: str, seconds: int) -> Rate:
     )
 
 
-def compare(stack: Stack, pairs: int, seconds: int) -> Comparison:
-    """GET of one item by its id, nginx and gunicorn in turns."""
+def through_nginx(stack: Stack, pairs: int, seconds: int) -> Comparison:
+    """GET of one item by its id: through nginx, and from gunicorn itself."""
+    path = _item(stack)
+    with gunicorn(stack) as straight:
+        nginx = f"https://{_address(stack.one('nginx')['Id'], stack, 'frontend')}:8443"
+        return _in_turns(stack, nginx + path, straight + path, pairs, seconds)
+
+
+def with_metrics(stack: Stack, pairs: int, seconds: int) -> Comparison:
+    """GET of one item by its id: from gunicorn as it is, and without its metrics."""
+    path = _item(stack)
+    with gunicorn(stack) as ours, gunicorn(stack, metrics=False) as theirs:
+        return _in_turns(stack, ours + path, theirs + path, pairs, seconds)
+
+
+def _item(stack: Stack) -> str:
+    item = {"description": "", "price_cents": 995, "quantity": 3}
     made = stack.site.patiently(
-        "POST",
-        "/api/items",
-        json={
-            "name": f"measured {time.time_ns()}",
-            "description": "",
-            "price_cents": 995,
-            "quantity": 3,
-        },
+        "POST", "/api/items", json={"name": f"measured {time.time_ns()}", **item}
     )
     assert made.status_code == 201, made.text
-    path = f"/api/items/{made.json()['id']}"
+    return f"/api/items/{made.json()['id']}"
+
+
+def _in_turns(stack: Stack, ours: str, theirs: str, pairs: int, seconds: int) -> Comparison:
+    compared = Comparison([], [])
     name = stack.site.name
-    nginx: list[Rate] = []
-    bare: list[Rate] = []
-    with bare_gunicorn(stack) as address:
-        through = f"https://{_address(stack.one('nginx')['Id'], stack, 'frontend')}:8443{path}"
-        straight = f"{address}{path}"
-        for url in (through, straight):
-            wrk(url, name, 2)
-        for pair in range(pairs):
-            # Whoever comes second finds a warmer machine: each does so in turn.
-            order = [(through, nginx), (straight, bare)]
-            for url, rates in order if pair % 2 == 0 else reversed(order):
-                rates.append(wrk(url, name, seconds))
-    return Comparison(nginx, bare)
+    for url in (ours, theirs):
+        wrk(url, name, 2)
+    for pair in range(pairs):
+        # Whoever comes second finds a warmer machine: each does so in turn.
+        order = [(ours, compared.ours), (theirs, compared.theirs)]
+        for url, rates in order if pair % 2 == 0 else reversed(order):
+            rates.append(wrk(url, name, seconds))
+    return compared
+
+
+WITHOUT_METRICS = """\
+from gunicorn.app.wsgiapp import run
+from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client.metrics import MetricWrapperBase
+
+def nothing(*_, **__):
+    pass
+
+Counter.inc = Gauge.inc = Gauge.dec = Gauge.set = Histogram.observe = nothing
+MetricWrapperBase.labels = lambda self, *_, **__: self
+run()
+"""
 
 
 @contextlib.contextmanager
-def bare_gunicorn(stack: Stack) -> Iterator[str]:
+def gunicorn(stack: Stack, *, metrics: bool = True) -> Iterator[str]:
     """One more container of the API's service, which listens on TCP instead of a socket.
 
-    Nothing else differs: image, environment, networks, secrets and limits are the service's.
+    Image, environment, networks, secrets and limits are the service's.
     """
-    name = f"{stack.project}-bare"
-    slot = stack.api_slot()
+    name = f"{stack.project}-{'bare' if metrics else 'unmeasured'}"
     ENGINE.run("docker", "rm", "--force", name, check=False)
     try:
         stack.compose(
             *("run", "--detach", "--no-deps", "--name", name),
             # Neither the socket nor the metrics address of the one that serves.
             *("--env", "API_SOCKET_DIR=/tmp", "--env", "METRICS_PORT=0"),
-            slot,
-            *("gunicorn", "--config", "python:compose_app.gunicorn_conf"),
+            stack.api_slot(),
+            *(["gunicorn"] if metrics else ["python3", "-c", WITHOUT_METRICS]),
+            *("--config", "python:compose_app.gunicorn_conf"),
             *("--bind", f"0.0.0.0:{BARE_PORT}", "compose_app:create_app()"),
         )
         # The host reaches a container of an internal network, too.

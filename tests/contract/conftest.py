@@ -21,7 +21,7 @@ ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if (path / "task
 INVENTORIES = sorted(path.name for path in (ROOT / "inventories").iterdir() if path.is_dir())
 
 # All of them, so that every service is looked at.
-PROFILES = ["dev", "monitoring"]
+PROFILES = ["dev", "monitoring", "logging"]
 RENDERED = ["production", "dev"]
 # Rendered once more with settings that are not the defaults, as name: inventory and variables.
 CHANGED: dict[str, tuple[str, dict[str, Any]]] = {
@@ -35,7 +35,14 @@ CHANGED: dict[str, tuple[str, dict[str, Any]]] = {
             "nginx_cpus": 2.5,
             "postgres_max_connections": 500,
             "tls_ocsp_responder": "http://ocsp.example.com",
+            "nginx_https_port": 8443,
+            "grafana_anonymous": True,
+            "loki_retention_hours": 24,
         },
+    ),
+    "without": (
+        "production",
+        {"images_left_out": {"grafana": "no archive", "loki": "no archive", "alloy": "no use"}},
     ),
 }
 SCRATCH = tempfile.TemporaryDirectory(prefix="contract-")
@@ -154,6 +161,11 @@ def _with_includes(directory: Path, name: str) -> list[dict[str, Any]]:
 @pytest.fixture(scope="session")
 def changed() -> Rendered:
     return render("changed")
+
+
+@pytest.fixture(scope="session")
+def without() -> Rendered:
+    return render("without")
 
 
 @pytest.fixture(scope="session", params=RENDERED)

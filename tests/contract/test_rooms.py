@@ -10,13 +10,17 @@ if TYPE_CHECKING:
 
 PUBLISHERS = {"nginx", "devports"}
 # What has to reach nginx as a client does, or somebody outside.
-ON_THE_FRONTEND = {*PUBLISHERS, "nginx-exporter", "blackbox-exporter", "alertmanager"}
+ON_THE_FRONTEND = {
+    *PUBLISHERS, "nginx-exporter", "blackbox-exporter", "alertmanager", "grafana",
+}  # fmt: skip
 # By profile, the services that need it.
 OF_PROFILE = {
     "dev": {"devports"},
+    "logging": {"alloy", "loki"},
     "monitoring": {
         "alertmanager",
         "blackbox-exporter",
+        "grafana",
         "nginx-exporter",
         "nginx-log",
         "node-exporter",
@@ -25,17 +29,19 @@ OF_PROFILE = {
         "redis-exporter",
     },
 }
-# What the host's figures are read from, and written to by nobody.
-OF_THE_HOST = {"/", "/proc", "/sys"}
+# What of the host is read, and written by nobody: its figures, and the containers' log files.
+OF_THE_HOST = {"node-exporter": {"/", "/proc", "/sys"}, "alloy": {"/var/lib/docker/containers"}}
+# The log files belong to root, and their directories are closed to everybody else.
+AS_ROOT = {"alloy"}
 
 
 def test_every_container_is_hardened(rendered: Rendered) -> None:
-    """FS-6: non-root, no new privileges, no capabilities, read-only root, three limits."""
+    """FS-6: non-root but one, no new privileges, no capabilities, read-only root, limits."""
     for name, service in rendered.services.items():
         where = f"{rendered.inventory}/{name}"
         user, _, group = str(service["user"]).partition(":")
-        assert int(user) > 0, where
-        assert int(group) > 0, where
+        assert (int(user) > 0) is (name not in AS_ROOT), where
+        assert (int(group) > 0) is (name not in AS_ROOT), where
         assert service["read_only"] is True, where
         assert service["cap_drop"] == ["ALL"], where
         assert "no-new-privileges:true" in service["security_opt"], where
@@ -54,7 +60,7 @@ def test_no_container_reaches_the_engine_or_the_host_tree(rendered: Rendered) ->
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
             assert "docker.sock" not in source, name
-            if name == "node-exporter" and source in OF_THE_HOST:
+            if source in OF_THE_HOST.get(name, ()):
                 assert volume.endswith(":ro"), volume
             elif source.startswith("/"):
                 own = source.startswith(("/opt/compose-stack", "/dev/shm/compose-stack"))
@@ -78,7 +84,7 @@ def test_every_service_has_a_whole_health_check(rendered: Rendered) -> None:
 
 
 def test_health_checks_ask_the_service_itself(rendered: Rendered) -> None:
-    """CS-6: pg_isready with user and database, PING, /health."""
+    """CS-6: pg_isready with user and database, PING, /health, /api/health."""
     checks = {
         name: str(item["healthcheck"]["test"]) for name, item in rendered.long_running().items()
     }
@@ -88,6 +94,9 @@ def test_health_checks_ask_the_service_itself(rendered: Rendered) -> None:
     assert "ping" in checks["redis-cache"].lower()
     assert "ping" in checks["redis-queue"].lower()
     assert "/health" in checks["nginx"]
+    assert "/grafana/api/health" in checks["grafana"]
+    assert "/ready" in checks["loki"]
+    assert "/-/ready" in rendered.file("alloy", "boot/check.sh")
     for slot in ("api-blue", "api-green"):
         if slot in checks:
             assert "healthcheck" in checks[slot]
@@ -175,10 +184,14 @@ def test_application_limits(rendered: Rendered) -> None:
     assert float(limits["cpus"]) == (1.0 if rendered.inventory == "production" else 0.5)
 
 
-def test_logs_are_bounded(rendered: Rendered) -> None:
-    """A container that talks too much must not fill the disk."""
+def test_logs_are_bounded_and_say_whose_they_are(rendered: Rendered) -> None:
+    """UT-9: a container that talks too much must not fill the disk; a line names its service."""
     for name, service in rendered.services.items():
-        assert service["logging"]["options"]["max-size"], name
+        assert service["logging"]["driver"] == "json-file", name
+        options = service["logging"]["options"]
+        assert options["max-size"], name
+        for label in ("project", "service", "container-number"):
+            assert f"com.docker.compose.{label}" in options["labels"].split(","), name
 
 
 def test_postgresql_is_tuned_from_its_memory_limit(rendered: Rendered) -> None:

@@ -87,7 +87,7 @@ def test_a_misspelt_group_is_no_success(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("inventory", "profiles"),
-    [("dev", ["dev", "monitoring"]), ("local", ["monitoring"])],
+    [("dev", ["dev", "monitoring", "logging"]), ("local", ["monitoring", "logging"])],
 )
 def test_up_all_adds_to_the_profiles_of_the_inventory(
     inventory: str, profiles: list[str], tmp_path: Path

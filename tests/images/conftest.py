@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import platform
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from plugins.module_utils.docker_host import docker_facts
 from tests.harness import ROOT, Run, playbook, wait_for
 
 if TYPE_CHECKING:
@@ -79,12 +81,16 @@ LOCALHOST = {
     "ansible_connection": "local",
     "ansible_python_interpreter": sys.executable,
 }
+ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
 UNREACHABLE = "127.0.0.1:9/nothing"
 
 
 def images(source: str, *options: str, environment: Any = None, **variables: Any) -> Outcome:
     """Run the role; a registry is asked for nothing unless variables name one."""
     defaults = {
+        # What the roles before it hand on.
+        "docker_facts": docker_facts(),
+        "preflight_facts": {"debian_architecture": ARCHITECTURE},
         "stack_image_source": source,
         **{f"{name}_image": f"{UNREACHABLE}/{name}:1@sha256:{'0' * 64}" for name in NAMES},
         "images_archive": "/nonexistent.tar",

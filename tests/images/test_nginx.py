@@ -17,6 +17,7 @@ import threading
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import dedent
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -70,6 +71,20 @@ def echoing(path: Path) -> Iterator[None]:
             thread.join()
 
 
+# Answers as Grafana would: with the path it was asked for, and headers of its own.
+GRAFANA = """
+import http.server
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Security-Policy", "script-src 'self' 'nonce-x'")
+        self.send_header("X-Frame-Options", "deny")
+        self.end_headers()
+        self.wfile.write(f"{self.path} {self.headers['X-Forwarded-Proto']}".encode())
+http.server.ThreadingHTTPServer(("", 3000), Handler).serve_forever()
+"""
+
+
 @dataclass(frozen=True)
 class Proxy:
     """A running nginx."""
@@ -101,7 +116,8 @@ def proxy(distro: dict[str, str]) -> Iterator[Proxy]:
     name = f"{PREFIX}-nginx-{uuid.uuid4().hex[:8]}"
     variables = {
         "contract_dir": str(scratch),
-        "stack_services": ["nginx"],
+        "stack_services": ["nginx", "grafana"],
+        "stack_profiles": ["monitoring"],
         "stack_server_names": NAMES,
         "api_scale": 1,
     }
@@ -118,8 +134,11 @@ def proxy(distro: dict[str, str]) -> Iterator[Proxy]:
         (scratch / "ca.pem").write_text(authority.pem)
         (scratch / "run" / "blue").mkdir(parents=True)
         (scratch / "run" / "active").symlink_to("blue")
+        # Docker's DNS answers on networks with a name only.
+        docker("network", "create", name)
         docker(
-            "run", "--detach", "--rm", f"--name={name}", "--read-only", "--tmpfs=/tmp:mode=1777",
+            "run", "--detach", "--rm", f"--name={name}", f"--network={name}",
+            "--read-only", "--tmpfs=/tmp:mode=1777",
             "--cap-drop=ALL", "--security-opt=no-new-privileges", "--memory=128m",
             "--publish=127.0.0.1::8080", "--publish=127.0.0.1::8443",
             f"--volume={scratch}/nginx:/etc/compose-stack:ro",
@@ -136,6 +155,7 @@ def proxy(distro: dict[str, str]) -> Iterator[Proxy]:
             yield Proxy(name, site)
     finally:
         docker("rm", "--force", "--volumes", name, check=False)
+        docker("network", "rm", name, check=False)
         shutil.rmtree(scratch)
 
 
@@ -201,3 +221,58 @@ def test_weak_suites_are_refused(proxy: Proxy, suites: str) -> None:
     assert proxy.site.handshake(ssl.TLSVersion.TLSv1_2, MODERN) == "TLSv1.2"
     with pytest.raises(ssl.SSLError, match="alert handshake failure"):
         proxy.site.handshake(ssl.TLSVersion.TLSv1_2, suites)
+
+
+@contextlib.contextmanager
+def grafana(proxy: Proxy, image: str, *options: str) -> Iterator[None]:
+    """Something on nginx' network that is called grafana."""
+    name = f"{proxy.name}-grafana"
+    docker(
+        "run", "--detach", "--rm", f"--name={name}", f"--network={proxy.name}",
+        "--network-alias=grafana", "--init", *options, "--entrypoint=python3", image,
+        "-c", dedent(GRAFANA),
+    )  # fmt: skip
+    try:
+        wait_for("grafana", lambda: proxy.site.get("/grafana/").status_code == 200, 30)
+        yield
+    finally:
+        docker("rm", "--force", name, check=False)
+
+
+def test_nginx_does_without_grafana(proxy: Proxy, distro: dict[str, str]) -> None:
+    """CS-11: it started without, goes on without, and finds it again at another address."""
+    assert proxy.site.get("/grafana/").status_code == 503
+    assert proxy.told()
+    with grafana(proxy, distro["api"]):
+        assert proxy.site.get("/grafana/").status_code == 200
+    assert proxy.told()
+    neighbour = f"{proxy.name}-neighbour"
+    docker(
+        "run", "--detach", "--rm", f"--name={neighbour}", f"--network={proxy.name}", "--init",
+        "--entrypoint=sleep", distro["api"], "60",
+    )  # fmt: skip
+    try:
+        with grafana(proxy, distro["api"]):
+            assert proxy.site.get("/grafana/").status_code == 200
+    finally:
+        docker("rm", "--force", neighbour, check=False)
+
+
+def test_grafana_is_below_its_path(proxy: Proxy, distro: dict[str, str]) -> None:
+    """CS-9, CS-11: the path as it is asked for, Grafana's own policy, everything said once."""
+    with grafana(proxy, distro["api"]):
+        answer = proxy.site.get("/grafana/d/api?from=now-1h")
+        assert answer.text == "/grafana/d/api?from=now-1h https"
+        assert answer.headers["Content-Security-Policy"] == "script-src 'self' 'nonce-x'"
+        assert answer.headers["X-Frame-Options"] == "DENY"
+        assert answer.headers["Strict-Transport-Security"]
+        assert proxy.site.get("/grafana").headers["Location"] == "/grafana/"
+        assert proxy.site.get("/grafana/metrics").status_code == 404
+        assert "default-src" in proxy.site.get("/echo").headers["Content-Security-Policy"]
+
+
+def test_only_signing_in_to_grafana_is_limited(proxy: Proxy, distro: dict[str, str]) -> None:
+    """CS-8: a page takes dozens of requests; guessing passwords takes many, too."""
+    with grafana(proxy, distro["api"]):
+        assert {proxy.site.get("/grafana/x").status_code for _ in range(60)} == {200}
+        assert 429 in {proxy.site.get("/grafana/login").status_code for _ in range(60)}

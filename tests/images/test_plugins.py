@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from ansible.errors import AnsibleError
 
+from plugins.filter.absent_images import absent_images
 from plugins.filter.image_failure import image_failure
 from plugins.lookup import build_context
 
@@ -126,3 +127,22 @@ def test_failures_have_a_cause_and_a_remedy(said: str, cause: str) -> None:
     assert second.startswith("Remedy: ")
     assert said in rest[-1]
     assert len(rest) < 40
+
+
+@pytest.mark.parametrize(
+    ("reference", "listed"),
+    [
+        ("compose-stack/api:48df57bd9ba1", "compose-stack/api:48df57bd9ba1"),
+        ("docker.io/library/redis:8", "redis:8"),
+        ("docker.io/timescale/timescaledb:2", "timescale/timescaledb:2"),
+        ("nginx", "nginx:latest"),
+        ("redis:8@sha256:00", "redis@sha256:00"),
+        ("127.0.0.1:5000/redis@sha256:00", "127.0.0.1:5000/redis@sha256:00"),
+        ("127.0.0.1:5000/redis:8@sha256:00", "127.0.0.1:5000/redis@sha256:00"),
+        ("127.0.0.1:5000/redis", "127.0.0.1:5000/redis:latest"),
+    ],
+)
+def test_absent_images_are_found_as_the_engine_lists_them(reference: str, listed: str) -> None:
+    assert absent_images([reference], [listed]) == []
+    others = ["redis:7", "redis@sha256:01", "127.0.0.1/redis:latest", "api:48df57bd9ba1"]
+    assert absent_images([reference], others) == [reference]

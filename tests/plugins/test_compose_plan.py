@@ -95,7 +95,7 @@ def test_health_is_work_to_do_but_no_reason_to_replace() -> None:
         ],
     )
     assert set(result["services"].values()) == {"keep"}
-    assert (result["unhealthy"], result["starting"]) == (["bad", "looping"], ["young"])
+    assert result["unhealthy"] == ["bad", "looping"]
     assert result["changed"]
     assert "bad: running, unhealthy\n" in result["diff"]["before"]
 
@@ -129,10 +129,9 @@ def test_what_others_need_is_recreated_alone_if_it_needs_nothing() -> None:
     assert result["alone"] == ["db"]
 
 
-def test_inactive_profiles_are_told_and_left_alone() -> None:
+def test_inactive_profiles_are_left_alone() -> None:
     result = make_plan({}, [container("debug"), container("orphan")], disabled=["debug"])
     assert result["services"] == {"debug": "keep", "orphan": "remove"}
-    assert result["inactive"] == ["debug"]
 
 
 def test_what_was_not_read_yet_is_read_by_what_stays() -> None:
@@ -388,7 +387,7 @@ def test_a_running_project(compose: Compose, project: Project) -> None:
 
     compose("--profile", "debug", "up", "--detach", "--no-deps", "debug")
     inactive = compose.plan()
-    assert (inactive["changed"], inactive["inactive"]) == (False, ["debug"])
+    assert (inactive["changed"], inactive["services"]["debug"]) == (False, "keep")
     assert compose.plan(profiles=["debug"])["services"]["debug"] == "keep"
 
     compose.docker("rm", "--force", f"{compose.name}-web-2")

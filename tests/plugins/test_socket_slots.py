@@ -84,12 +84,12 @@ def test_refuses_a_slot_that_does_not_exist(tmp_path: Path) -> None:
 
 def test_whoever_looks_during_a_switch_meets_a_slot(tmp_path: Path) -> None:
     """BM-10: the switch is one rename(2), so the link is never missing."""
-    from plugins.modules import socket_slots
+    from plugins.module_utils.slots import point
 
     for slot in SLOTS:
         (tmp_path / slot).mkdir()
         (tmp_path / slot / "api-1.sock").touch()
-    socket_slots.point(tmp_path, "blue")
+    point(tmp_path, "blue")
     done = threading.Event()
     missed: list[OSError] = []
 
@@ -103,7 +103,7 @@ def test_whoever_looks_during_a_switch_meets_a_slot(tmp_path: Path) -> None:
     reader = threading.Thread(target=look)
     reader.start()
     for number in range(2000):
-        socket_slots.point(tmp_path, SLOTS[number % 2 - 1])
+        point(tmp_path, SLOTS[number % 2 - 1])
     done.set()
     reader.join()
     assert missed == []

@@ -1,4 +1,4 @@
-"""What the application measures; `exporter` registers, times and exposes it.
+"""What the application measures; `exporter` exposes it.
 
 With PROMETHEUS_MULTIPROC_DIR set, each process keeps its values in files of that directory and a
 scrape adds up all of them.
@@ -6,7 +6,7 @@ scrape adds up all of them.
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge, disable_created_metrics
+from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 
 disable_created_metrics()
 
@@ -16,6 +16,13 @@ REQUESTS = Counter(
     "Requests answered.",
     ("method", "path", "status"),
     registry=None,
+)
+DURATION = Histogram(
+    "http_request_duration_seconds",
+    "Time from the request's arrival in the application to its answer.",
+    ("method", "path", "status"),
+    registry=None,
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
 )
 ACTIVE = Gauge(
     "http_active_connections",
@@ -34,4 +41,4 @@ REDIS_COMMANDS = Counter(
     "Commands sent to Redis.",
     registry=None,
 )
-ALL = (REQUESTS, ACTIVE, DB_CONNECTIONS, REDIS_COMMANDS)
+ALL = (REQUESTS, DURATION, ACTIVE, DB_CONNECTIONS, REDIS_COMMANDS)

@@ -77,7 +77,9 @@ def init_app(app: Flask) -> None:
         route = exporter.path(request)
         method = request.method
         response.headers["X-Request-ID"] = environ["compose_app.request_id"]
-        metrics.REQUESTS.labels(method, route, response.status_code).inc()
+        labels = (method, route, response.status_code)
+        metrics.REQUESTS.labels(*labels).inc()
+        metrics.DURATION.labels(*labels).observe(seconds)
         log = _log.debug if route in _PROBES and response.status_code < 500 else _log.info
         log(
             "request",

@@ -135,6 +135,7 @@ def look(tmp_path: Path, **changes: Any) -> preflight.Preflight:
         "controller_time": 0,
         "daemon_options": {},
         "packages": [],
+        "sockets": None,
         "become_error": "",
         **changes,
     }
@@ -266,8 +267,36 @@ def test_images_need_room_only_once(engine: Callable[..., FakeEngine], tmp_path:
     started = engine()
     needs = {"disk_images_mb": 10**9, "images": ["compose-stack/api"]}
     assert "1000000000 MiB are needed" in causes(look(tmp_path, **needs))
-    started.answers["/images/json"] = [{"Id": "sha256:0"}]
-    assert look(tmp_path, **needs).problems == []
+    others = [
+        {"RepoTags": ["compose-stack/postgres:1"], "RepoDigests": ["redis@sha256:00"]},
+        {"RepoTags": ["<none>:<none>"], "RepoDigests": None},
+    ]
+    started.answers["/images/json"] = others
+    assert "1000000000 MiB are needed" in causes(look(tmp_path, **needs))
+    for kind, name in (("RepoTags", "api:1"), ("RepoDigests", "api@x:0")):
+        names = {kind: [f"compose-stack/{name}"]}
+        started.answers["/images/json"] = [*others, names]
+        assert look(tmp_path, **needs).problems == []
+    assert look(tmp_path).facts["docker"]["images"] == [
+        "compose-stack/api@x:0", "compose-stack/postgres:1", "redis@sha256:00",
+    ]  # fmt: skip
+
+
+def test_sockets(engine: Callable[..., FakeEngine], tmp_path: Path) -> None:
+    """FS-3: what serves, and whether its sockets are in order."""
+    engine()
+    assert "sockets" not in look(tmp_path).facts
+    path = tmp_path / "run" / "sockets"
+    wanted = {"path": str(path), "slots": ["blue", "green"], "owner": 10001, "group": 10001}
+    assert look(tmp_path, sockets=wanted).facts["sockets"] == {"active": None, "ready": False}
+    for slot in ("blue", "green"):
+        (path / slot).mkdir(parents=True)
+        os.chown(path / slot, 10001, 10001)
+        (path / slot).chmod(0o750)
+    (path / "active").symlink_to("green")
+    assert look(tmp_path, sockets=wanted).facts["sockets"] == {"active": "green", "ready": True}
+    (path / "blue").chmod(0o755)
+    assert look(tmp_path, sockets=wanted).facts["sockets"]["ready"] is False
 
 
 def test_measurements_that_do_not_fit(engine: Callable[..., FakeEngine], tmp_path: Path) -> None:

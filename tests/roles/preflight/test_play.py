@@ -275,11 +275,30 @@ RULES = [
             "prometheus_retention_hours is 0",
         ],
     ),
+    (
+        {
+            "stack_profiles": ["logging"],
+            "loki_retention_hours": 23,
+            "loki_memory_mb": 64,
+            "grafana_data_dir": "grafana",
+        },
+        [
+            "loki_retention_hours is 23 and loki_ingestion_rate_mb 4",
+            "Too little memory to run with: loki_memory_mb 64.",
+            "A path is relative: grafana_data_dir grafana",
+        ],
+    ),
+    (
+        {"stack_profiles": ["logging"], "stack_services": ["postgres", "redis", "alloy"]},
+        ["stack_services has alloy but not loki"],
+    ),
 ]
 
 
 @pytest.mark.parametrize(
-    ("variables", "causes"), RULES, ids=["many", "others", "settings", "monitoring"]
+    ("variables", "causes"),
+    RULES,
+    ids=["many", "others", "settings", "monitoring", "logging", "alloy"],
 )
 def test_rules(good: dict[str, Any], variables: dict[str, Any], causes: list[str]) -> None:
     """Bad input that no single variable's type can tell."""
@@ -339,7 +358,7 @@ def test_what_the_rules_let_pass(good: dict[str, Any], variables: dict[str, Any]
 
 def test_every_rule_has_a_case() -> None:
     table = yaml.safe_load((ROOT / "roles" / "preflight" / "vars" / "main.yml").read_text())
-    assert len(table["_preflight_rules"]) == 22
+    assert len(table["_preflight_rules"]) == 24
 
 
 def test_python_on_the_host_is_what_the_modules_are_checked_for() -> None:
