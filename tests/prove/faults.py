@@ -54,6 +54,7 @@ class Fault:
 
 
 FAULTS: dict[str, Fault] = {}
+NO_ARCHIVE = "needs a release archive in vendor/, which the proof does not have"
 EXCEPTIONS = {
     ("HostMemoryLow", "warning"): (
         "needs 90 % of the machine's memory, which other programs on it use"
@@ -61,6 +62,16 @@ EXCEPTIONS = {
     ("FilesystemFillingUp", "warning"): (
         "must hold for an hour, longer than the whole proof; it differs from FilesystemFull, "
         "which is delivered, in its expression alone"
+    ),
+    **dict.fromkeys(
+        [
+            ("GrafanaDown", "warning"),
+            ("LokiDown", "warning"),
+            ("LokiCompactionFailing", "warning"),
+            ("AlloyNotSending", "warning"),
+            ("AlloyDroppingLogs", "warning"),
+        ],
+        NO_ARCHIVE,
     ),
 }
 """Alerts that are judged by promtool alone, and why."""
