@@ -43,6 +43,8 @@ class Receiver:
                 receiver.posts.append(Post(self.path, body))
                 self.send_response(200)
                 self.end_headers()
+                # Alertmanager takes nothing else from Slack for a success.
+                self.wfile.write(b"ok")
 
             def log_message(self, *_: object) -> None:
                 pass

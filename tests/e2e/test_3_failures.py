@@ -69,7 +69,7 @@ class TestRefusedBeforeAnythingChanges:
     @pytest.mark.parametrize(
         ("variables", "words"),
         [
-            ({"nginx_content_security_policy": 'x"; bogus_directive on; #'}, ["bogus_directive"]),
+            ({"nginx_content_security_policy": 'x"; } bogus_directive on; #'}, ["bogus_directive"]),
             ({"redis_queue_appendfsync": "sometimes"}, ["redis_queue_appendfsync"]),
             ({"postgres_memory_mb": "much"}, ["postgres_memory_mb"]),
             ({"nginx_htps_port": 1}, ["nginx_htps_port", "nginx_https_port"]),

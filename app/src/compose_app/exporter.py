@@ -56,4 +56,4 @@ def init_app(app: Flask) -> None:
     exporter = (_GunicornExporter if multiprocess else PrometheusMetrics)(
         app=None, registry=registry, export_defaults=False
     )
-    exporter.init_app(app)  # type: ignore[no-untyped-call]
+    exporter.init_app(app)
