@@ -99,8 +99,8 @@ def test_up_all_adds_to_the_profiles_of_the_inventory(
     play.update(
         become=False,
         roles=[{"role": "stack", "tags": "never"}],
-        post_tasks=[],
         tasks=[
+            play["tasks"][0],
             {
                 "ansible.builtin.copy": {"content": "{{ stack_profiles }}", "dest": str(shown)},
                 "when": "stack_profiles is defined",
