@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from compose_app import sockets
+from compose_app import forking, sockets
 from conftest import SRC, Answer, Backends, Gunicorn, StartGunicorn, wait_for
 
 SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$")
@@ -197,6 +197,24 @@ def test_stop_is_quick_when_idle(gunicorn: StartGunicorn) -> None:
     started = time.monotonic()
     assert server.stop() == 0
     assert time.monotonic() - started < 15  # graceful_timeout is 25
+
+
+def test_stop_of_a_worker_that_was_just_forked() -> None:
+    """CS-2: a SIGTERM between the fork and the worker's own handler is not lost."""
+    swallowed = signal.signal(signal.SIGTERM, lambda *_: None)  # as gunicorn's master does
+    try:
+        forking.hold_sigterm()
+        worker = os.fork()
+        if worker == 0:
+            time.sleep(0.5)
+            forking.default_sigterm()
+            time.sleep(5)
+            os._exit(0)
+        os.kill(worker, signal.SIGTERM)
+        assert os.WTERMSIG(os.waitpid(worker, 0)[1]) == signal.SIGTERM
+        assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
+    finally:
+        signal.signal(signal.SIGTERM, swallowed)
 
 
 def test_instances_share_a_directory(gunicorn: StartGunicorn) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 from typing import TYPE_CHECKING
 
 from compose_app import config as _config
+from compose_app import forking as _forking
 from compose_app import logging as _logging
 from compose_app import sockets as _sockets
 
@@ -87,14 +87,17 @@ def when_ready(_server_: Arbiter) -> None:
             _log.info("metrics at http://%s/metrics", address)
 
 
+def pre_fork(_server_: Arbiter, _worker: Worker) -> None:
+    """Keep a SIGTERM for the worker until it can act on it."""
+    _forking.hold_sigterm()
+
+
 def post_fork(_server_: Arbiter, _worker: Worker) -> None:
     """Make a worker forget what it has of the master.
 
-    Until a worker sets its own handlers it has the master's, which would swallow a SIGTERM: the
-    master would then wait out `graceful_timeout`. Under reload, modules that the master has
-    imported are imported afresh.
+    Under reload, modules that the master has imported are imported afresh.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _forking.default_sigterm()
     if reload:
         for name in [name for name in sys.modules if name.partition(".")[0] == "compose_app"]:
             if name != __name__:
