@@ -104,7 +104,7 @@ def test_up_all_adds_to_the_profiles_of_the_inventory(
             {
                 "ansible.builtin.copy": {"content": "{{ stack_profiles }}", "dest": str(shown)},
                 "when": "stack_profiles is defined",
-            }
+            },
         ],
     )
     (tmp_path / "site.yml").write_text(yaml.safe_dump([play]))
