@@ -101,12 +101,13 @@ class World:
         self.stack.compose("kill", "--signal=HUP", "nginx")
 
     @contextlib.contextmanager
-    def requests(self, per_second: float, *what: tuple[str, str, Any]) -> Iterator[None]:
+    def requests(
+        self, per_second: float, *what: tuple[str, str, Any], clients: int = 6
+    ) -> Iterator[None]:
         """Requests at a steady rate, each of what is asked in its turn, whatever the answers."""
         stop = threading.Event()
         turns = itertools.cycle(what)
         lock = threading.Lock()
-        clients = 6
 
         def ask() -> None:
             with requests.Session() as session:
@@ -183,7 +184,7 @@ def deployed(certificates: Path, *, keep: bool = False) -> Iterator[World]:
         "nginx_https_port": HTTPS_PORT,
         "nginx_rate_limit": 20,
         "postgres_data_dir": f"/dev/shm/{PROJECT}/postgres",
-        "postgres_max_connections": 40,
+        "postgres_max_connections": 60,
         "redis_data_dir": str(DATA / "redis"),
         "redis_queue_memory_mb": 64,
         "prometheus_data_dir": str(DATA / "prometheus"),
