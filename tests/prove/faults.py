@@ -355,7 +355,8 @@ def filled(path: Any) -> Iterator[None]:
 
 
 LAST = ("very_old_transactions", "full_queue_disk", "full_cache_disk", "burnt_budgets",
-        "served_two_days", "full_nginx_tmp", "flood", "full_queue", "crowded_container")  # fmt: skip
+        "served_two_days", "full_nginx_tmp", "flood", "full_queue",
+        "crowded_container")  # fmt: skip
 
 
 @fault("PostgreSQL is stopped", Expected("PostgresDown", "critical"), after=LAST)
@@ -613,9 +614,7 @@ GREEDY = "blackbox-exporter"
     after=("killed_outsider",),
 )
 def greedy_container(world: World) -> Iterator[None]:
-    world.stack.execute(
-        GREEDY, "sh", "-c", "head -c 80m /dev/zero | tail > /dev/null", check=False
-    )
+    world.stack.execute(GREEDY, "sh", "-c", "head -c 80m /dev/zero | tail > /dev/null", check=False)
     yield
 
 
@@ -639,8 +638,9 @@ def killed_outsider(world: World) -> Iterator[None]:
     # As old as the rule allows.
     Expected("ContainerMetricsStale", "warning", shows=120),
     # It silences what it makes unreliable.
-    after=("greedy_container", "crowded_container", "killed_exporter", "full_cache_disk", "full_queue_disk"),
-)
+    after=("greedy_container", "crowded_container", "killed_exporter", "full_cache_disk",
+           "full_queue_disk"),
+)  # fmt: skip
 def stopped_collector(world: World) -> Iterator[None]:
     listed = ENGINE.run("pgrep", "-f", f"{DIRECTORY}/services/host/.*--project={PROJECT}")
     (pid,) = (int(word) for word in listed.split())
