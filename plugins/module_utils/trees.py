@@ -5,8 +5,8 @@ A managed directory looks like this and is only ever changed through it::
     <dest>/trees/<first 12 digits of the digest>/...   never modified once written
     <dest>/current -> trees/<...>                      swapped atomically
 
-Shared by the modules render_tree and activate_trees, and by render_tree's action plugin, which
-computes digests on the controller with the same code.
+Shared by the modules render_tree, activate_trees and compose_plan, and by render_tree's action
+plugin, which computes digests on the controller with the same code.
 """
 
 # Descriptors, fsync and rename(2) are what this file is about: pathlib hides them.
@@ -33,7 +33,7 @@ import tempfile
 import time
 import zlib
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -740,10 +740,23 @@ def _links_to_change(directory: str, links: Mapping[str, str]) -> dict[str, str]
     return result
 
 
-def activate(params: Mapping[str, Any], check_mode: bool) -> dict[str, Any]:
-    """Make every staged tree live and retire what is no longer staged."""
+class Comparison(NamedTuple):
+    """What is staged against what is live."""
+
+    root: str
+    staged: dict[str, Tree]
+    previous: dict[str, str | None]
+    activated: list[str]
+    removed: list[str]
+    links: dict[str, str]
+
+    def differs(self) -> bool:
+        return bool(self.activated or self.removed or self.links)
+
+
+def compare(params: Mapping[str, Any]) -> Comparison:
+    """Compare every staged tree with the live one, and find what is no longer staged."""
     dest, stage = os.path.abspath(params["dest"]), os.path.abspath(params["stage"])
-    directory_mode = parse_mode(params["directory_mode"], "directory_mode")
     links_directory = params["links_directory"] or dest
     root = os.path.abspath(params["stage_root"] or stage)
     if os.path.commonpath([root, stage]) != root:
@@ -775,6 +788,24 @@ def activate(params: Mapping[str, Any], check_mode: bool) -> dict[str, Any]:
     activated = [name for name, tree in staged.items() if tree != live[name]]
     removed = [name for name in here if name not in staged]
     links = _links_to_change(links_directory, params["links"])
+    return Comparison(root, staged, previous, activated, removed, links)
+
+
+def discard_unchanged(params: Mapping[str, Any]) -> bool:
+    """Remove the stage when activating it would change nothing, and tell whether it would."""
+    found = compare(params)
+    if not found.differs():
+        _remove_scratch(found.root)
+    return found.differs()
+
+
+def activate(params: Mapping[str, Any], check_mode: bool) -> dict[str, Any]:
+    """Make every staged tree live and retire what is no longer staged."""
+    directory_mode = parse_mode(params["directory_mode"], "directory_mode")
+    dest = os.path.abspath(params["dest"])
+    links_directory = params["links_directory"] or dest
+    found = compare(params)
+    root, staged, previous, activated, removed, links = found
 
     if not check_mode:
         with explained(f"write {dest}"):
@@ -798,7 +829,7 @@ def activate(params: Mapping[str, Any], check_mode: bool) -> dict[str, Any]:
                     prune(room, params["keep_trees"], [previous[name], current_name(room)])
     _remove_scratch(root)
     return {
-        "changed": bool(activated or removed or links),
+        "changed": found.differs(),
         "activated": activated,
         "removed": removed,
         "links": sorted(links),

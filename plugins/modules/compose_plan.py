@@ -23,6 +23,8 @@ description:
   - Compares the services of a compose project with its containers and says for each service
     whether its containers
     can stay. It only reads, in check mode and without.
+  - With O(activation) it says whether the trees that were staged differ from those that are live,
+    too, which saves the execution of M(activate_trees) when they do not.
   - A service is up to date when it has as many containers as it should, all created from its
     present configuration
     (the hash of C(docker compose config --hash) against the label
@@ -68,6 +70,11 @@ options:
   record:
     description: File in which M(service_reload) keeps what each service has read.
     type: path
+  activation:
+    description:
+      - The arguments that M(activate_trees) would get. When the stage holds what is live, it is
+        scratch that nobody needs any more, and is removed.
+    type: dict
   services:
     description: Names to report as V(create) on a host that has no Docker yet, where nobody can
       read the compose files.
@@ -84,7 +91,7 @@ options:
     default: 60
 attributes:
   check_mode:
-    description: The module never changes anything.
+    description: The module never changes anything but the stage, which is scratch space.
     support: full
   diff_mode:
     description: Shows the state of each service that needs work, before and after.
@@ -151,6 +158,10 @@ unrecorded:
   description: Whether O(record) does not say what O(loads) says.
   returned: success
   type: bool
+activation_due:
+  description: Whether M(activate_trees) would change anything.
+  returned: with O(activation)
+  type: bool
 note:
   description: Says that Docker does not answer, so that everything has to be created.
   returned: when Docker does not answer
@@ -165,6 +176,7 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "profiles": {"type": "list", "elements": "str", "default": []},
     "loads": {"type": "dict", "default": {}},
     "record": {"type": "path"},
+    "activation": {"type": "dict"},
     "services": {"type": "list", "elements": "str", "default": []},
     "docker": {"type": "str", "default": "docker"},
     "timeout": {"type": "int", "default": 60},
@@ -510,12 +522,26 @@ def plan(params: Mapping[str, Any]) -> dict[str, Any]:
     return make_plan(services, containers, disabled)
 
 
+def activation_due(arguments: Mapping[str, Any]) -> bool:
+    """Whether what is staged differs from what is live; if not, the stage is removed."""
+    # Not at the top: a linter that imports this file to read its arguments has no such module.
+    from ansible.module_utils import trees
+
+    optional = {"stage_root": None, "names": None, "links": {}, "links_directory": None}
+    try:
+        return trees.discard_unchanged({**optional, **arguments})
+    except trees.TreeError as error:
+        raise PlanError(str(error)) from error
+
+
 def main() -> None:
     """Entry point of Ansible."""
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     params = module.params
     try:
         result = add_reloads(plan(params), params["loads"], read_record(params["record"]))
+        if params["activation"]:
+            result["activation_due"] = activation_due(params["activation"])
     except PlanError as error:
         module.fail_json(msg=str(error))
     module.exit_json(**result)

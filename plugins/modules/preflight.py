@@ -161,6 +161,37 @@ options:
         description: Group id that may connect.
         type: int
         required: true
+  certificate:
+    description:
+      - What M(certificate_pair) would be given to judge the self-signed certificate;
+        RV(facts.certificate) says whether it would have anything to do.
+    type: dict
+    suboptions:
+      path:
+        description: Directory of the certificate and the authority.
+        type: path
+        required: true
+      names:
+        description: Names that it must be for.
+        type: list
+        elements: str
+        required: true
+      owner:
+        description: User id that may read the private key.
+        type: int
+        required: true
+      renew_days:
+        description: It is due when fewer days are left.
+        type: int
+        required: true
+      authority:
+        description: Whether the local authority must have signed it.
+        type: bool
+        required: true
+      renew:
+        description: Whether it is due in any case.
+        type: bool
+        required: true
   become_error:
     description: Why becoming root failed, when it did.
     type: str
@@ -252,6 +283,7 @@ class Preflight:
         self.check_postgres()
         self.find_packages()
         self.find_sockets()
+        self.find_certificate()
 
     # The host itself
 
@@ -611,6 +643,25 @@ class Preflight:
         ready = not any(directory.differs() for directory in parts)
         self.facts["sockets"] = {"active": active(path), "ready": ready}
 
+    def find_certificate(self) -> None:
+        self.facts["certificate"] = {"ready": False}
+        if not self.params["certificate"]:
+            return
+        try:
+            # Not at the top: the library that this needs may yet have to be installed.
+            from ansible.module_utils.certificate_store import UnusableError, keep
+        except ImportError:
+            return
+        try:
+            found = keep({**self.params["certificate"], "certificate": None}, check_mode=True)
+        except (UnusableError, OSError):
+            # The role says what is wrong when it comes to it.
+            return
+        self.facts["certificate"] = {
+            "ready": not found["changed"] and not found["reasons"],
+            "certificate": found["certificate"],
+        }
+
 
 def read(path: str) -> str:
     try:
@@ -749,6 +800,17 @@ def main() -> None:
                     "slots": {"type": "list", "elements": "str", "required": True},
                     "owner": {"type": "int", "required": True},
                     "group": {"type": "int", "required": True},
+                },
+            },
+            "certificate": {
+                "type": "dict",
+                "options": {
+                    "path": {"type": "path", "required": True},
+                    "names": {"type": "list", "elements": "str", "required": True},
+                    "owner": {"type": "int", "required": True},
+                    "renew_days": {"type": "int", "required": True},
+                    "authority": {"type": "bool", "required": True},
+                    "renew": {"type": "bool", "required": True},
                 },
             },
             "become_error": text,

@@ -538,6 +538,33 @@ def test_activation_repairs_drift(tmp_path: Path) -> None:
     assert live_rooms(dest) == rooms
 
 
+def test_a_stage_that_would_change_nothing_is_thrown_away(tmp_path: Path) -> None:
+    """And one that would is left for the activation, whatever the change is."""
+    dest, stage, links = tmp_path / "dest", tmp_path / "stage", tmp_path / "links"
+
+    def due(*names: str, **links_wanted: str) -> bool:
+        for name in names:
+            render(dest / name, {"a": f"of {name}"}, stage=str(stage / name))
+        args = {"names": list(names), "links": links_wanted, "links_directory": str(links)}
+        params = defaults(ACTIVATE_SPEC, dest=str(dest), stage=str(stage), **args)
+        answer = trees.discard_unchanged(params)
+        assert stage.exists() == answer
+        if answer:
+            assert trees.activate(params, check_mode=False)["changed"]
+        return answer
+
+    assert due("redis", "nginx")
+    before = contents(tmp_path)
+    assert not due("redis", "nginx")
+    assert contents(tmp_path) == before
+    assert due("redis", "nginx", file="target")
+    assert not due("redis", "nginx", file="target")
+    assert due("redis", file="target")
+    render(dest / "redis", {"a": "by hand"})
+    assert due("redis", file="target")
+    assert not due("redis", file="target")
+
+
 def test_a_stale_stage_is_not_activated(tmp_path: Path) -> None:
     dest, stage = tmp_path / "services", tmp_path / "stage"
     stage_rooms(stage, dest, {"left-over": {"a": "1"}, "redis": {"a": "1"}})

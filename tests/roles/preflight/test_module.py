@@ -136,6 +136,7 @@ def look(tmp_path: Path, **changes: Any) -> preflight.Preflight:
         "daemon_options": {},
         "packages": [],
         "sockets": None,
+        "certificate": None,
         "become_error": "",
         **changes,
     }

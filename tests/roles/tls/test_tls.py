@@ -28,9 +28,10 @@ from tests.roles.tls.authority import Issued, issue, weak
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Where the module finds the repository's own; it is imported here for what a play cannot show.
+# Where it finds the repository's own; it is imported here for what a play cannot show.
 ansible.module_utils.__path__.append(str(ROOT / "plugins" / "module_utils"))
-certificate_pair = importlib.import_module("plugins.modules.certificate_pair")
+certificate_store = importlib.import_module("plugins.module_utils.certificate_store")
+preflight = importlib.import_module("plugins.modules.preflight")
 
 OWNER = 101
 
@@ -215,6 +216,47 @@ def test_self_signed_is_replaced_when_due(stack: Path) -> None:
         assert accepted(stack, port, "c.test")
 
 
+def test_preflight_saves_the_judgement(stack: Path) -> None:
+    """CS-9: what preflight found in order, the role takes from it; what is due, it does."""
+
+    def looked(**changes: Any) -> dict[str, Any]:
+        asked = {
+            "path": str(stack / "tls"),
+            "names": ["localhost", "127.0.0.1", "::1"],
+            "owner": OWNER,
+            "renew_days": 30,
+            "authority": True,
+            "renew": False,
+        }
+        found = preflight.Preflight({"certificate": {**asked, **changes}})
+        found.find_certificate()
+        facts: dict[str, Any] = found.facts
+        return facts
+
+    def facts(done: Run) -> str:
+        return done.output.split("FACTS=")[1].split("PLAY RECAP")[0]
+
+    nothing = looked()
+    assert nothing["certificate"]["ready"] is False
+    first = run(stack, preflight_facts=nothing).succeeded()
+    assert first.changed > 0
+    found = looked()
+    assert found["certificate"]["ready"] is True
+    again = run(stack, preflight_facts=found).succeeded()
+    assert (again.changed, again.executions) == (0, 0)
+    assert facts(again) == facts(first)
+    assert not reloads(again)
+
+    for due in ({"renew": True}, {"names": ["localhost", "other"]}, {"renew_days": 3000}):
+        assert looked(**due)["certificate"]["ready"] is False
+    (live(stack) / "privkey.pem").chmod(0o444)
+    open_key = looked()
+    assert open_key["certificate"]["ready"] is False
+    assert run(stack, preflight_facts=open_key).succeeded().changed == 1
+    (live(stack) / "fullchain.pem").resolve().write_text("damaged")
+    assert looked()["certificate"]["ready"] is False
+
+
 def test_damage_is_repaired(stack: Path) -> None:
     """CS-9: modes without a new certificate; a key that does not fit with one."""
     run(stack).succeeded()
@@ -371,7 +413,7 @@ def test_a_killed_run_never_leaves_a_mismatched_pair(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """CS-9: killed before any of its steps, the live pair is the old one or the new one."""
-    store = certificate_pair.Store(tmp_path / "tls", os.geteuid(), check_mode=False)
+    store = certificate_store.Store(tmp_path / "tls", os.geteuid(), check_mode=False)
     store.prepare()
 
     def contents(pair: Issued) -> dict[str, str]:
@@ -423,7 +465,7 @@ def test_a_killed_run_never_leaves_a_mismatched_pair(
 
 def test_readers_meet_one_pair_while_it_changes(tmp_path: Path) -> None:
     """CS-9: what `current` leads to is a pair at any moment, and the mounted directory stays."""
-    store = certificate_pair.Store(tmp_path / "tls", os.geteuid(), check_mode=False)
+    store = certificate_store.Store(tmp_path / "tls", os.geteuid(), check_mode=False)
     store.prepare()
     pairs = [issue("localhost") for _ in range(4)]
     contents = [{"fullchain.pem": p.pem, "privkey.pem": p.key_pem()} for p in pairs]
