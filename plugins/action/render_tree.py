@@ -60,6 +60,9 @@ class ActionModule(ActionBase):
             secrets = [*params["secrets"], *_vaulted(variables)]
             sources = {"": source, **self._gathered(params["gather"])}
             files, origins = self._render(sources, params, modes, variables, secrets)
+            tree = trees.plant(files, modes)
+            if self._is_live(params, trees.digest(tree)):
+                return _unchanged(params["dest"], tree)
             payload = trees.pack(files, origins, secrets)
         except trees.TreeError as error:
             raise AnsibleActionFail(str(error)) from error
@@ -78,6 +81,10 @@ class ActionModule(ActionBase):
         # At -vvv it would show the arguments, and a secret may stand in a validation command.
         result.pop("invocation", None)
         return result
+
+    def _is_live(self, params: Mapping[str, Any], digest: str) -> bool:
+        depends_on_target = params["keep"] or params["owner"] or params["group"]
+        return not depends_on_target and params["live"].get(self._task.args.get("dest")) == digest
 
     def _is_pipelining_enabled(self, module_style: str, wrap_async: bool = False) -> bool:
         """Send a large module as a file: Python takes quadratic time to read one from a pipe."""
@@ -220,6 +227,19 @@ class ActionModule(ActionBase):
                     f"{' or '.join(map(str, bases))}: correct it"
                 )
         return found
+
+
+def _unchanged(dest: str, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """What the module would answer if it found this tree live."""
+    digest = trees.digest(tree)
+    return {
+        "changed": False,
+        "digest": digest,
+        "digests": trees.digests(tree),
+        "changed_files": [],
+        "tree": f"{dest}/trees/{digest[: trees.NAME_DIGITS]}",
+        "validated": False,
+    }
 
 
 def _walk(source: Path, place: str, exclude: list[str]) -> Iterator[tuple[str, Path]]:

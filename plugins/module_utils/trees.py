@@ -791,6 +791,44 @@ def compare(params: Mapping[str, Any]) -> Comparison:
     return Comparison(root, staged, previous, activated, removed, links)
 
 
+def live_digests(home: str) -> dict[str, str]:
+    """The digest of each live tree below home that belongs to this user, by its directory.
+
+    Trees with anything of another owner are left out: a digest does not count owners.
+    """
+    mine = (os.geteuid(), os.getegid())
+    found = {}
+    for name in _managed(home):
+        tree = scan(os.path.join(home, name, "current"))
+        if tree and all((entry.uid, entry.gid) == mine for entry in tree.values()):
+            found[os.path.join(home, name)] = digest(tree)
+    return found
+
+
+def complete_stage(stage: str, dest: str, rendered: Mapping[str, str]) -> None:
+    """Copy to the stage the trees that were not staged, because they are live as they are.
+
+    What an interrupted run has left in the stage in their place is replaced.
+    """
+    for name, wanted in sorted(rendered.items()):
+        place = os.path.join(stage, name)
+        target = os.path.join(place, "current")
+        if digest(scan(target)) == wanted:
+            continue
+        tree = scan(os.path.join(dest, name, "current"))
+        if digest(tree) != wanted:
+            raise TreeError(
+                f"{dest}/{name} has changed since this run began: see who else is at work there, "
+                "and run again"
+            )
+        with explained(f"write the stage {place}"):
+            make_scratch(place, tree["."].mode)
+            clean(place)
+            if os.path.lexists(target):
+                shutil.rmtree(target)
+            write(target, tree, durable=False)
+
+
 def discard_unchanged(params: Mapping[str, Any]) -> bool:
     """Remove the stage when activating it would change nothing, and tell whether it would."""
     found = compare(params)

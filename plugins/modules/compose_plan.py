@@ -75,6 +75,12 @@ options:
       - The arguments that M(activate_trees) would get. When the stage holds what is live, it is
         scratch that nobody needs any more, and is removed.
     type: dict
+  rendered:
+    description:
+      - The digest of each tree that M(render_tree) rendered, by name. With O(activation), those
+        that it did not stage because they are live are copied to the stage first.
+    type: dict
+    default: {}
   services:
     description: Names to report as V(create) on a host that has no Docker yet, where nobody can
       read the compose files.
@@ -177,10 +183,14 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "loads": {"type": "dict", "default": {}},
     "record": {"type": "path"},
     "activation": {"type": "dict"},
+    "rendered": {"type": "dict", "default": {}},
     "services": {"type": "list", "elements": "str", "default": []},
     "docker": {"type": "str", "default": "docker"},
     "timeout": {"type": "int", "default": 60},
 }
+
+# What activate_trees assumes of what is not given.
+OPTIONAL: dict[str, Any] = {"stage_root": None, "names": None, "links": {}, "links_directory": None}
 
 LABEL = "com.docker.compose."
 
@@ -522,27 +532,22 @@ def plan(params: Mapping[str, Any]) -> dict[str, Any]:
     return make_plan(services, containers, disabled)
 
 
-def activation_due(arguments: Mapping[str, Any]) -> bool:
-    """Whether what is staged differs from what is live; if not, the stage is removed."""
-    # Not at the top: a linter that imports this file to read its arguments has no such module.
-    from ansible.module_utils import trees
-
-    optional = {"stage_root": None, "names": None, "links": {}, "links_directory": None}
-    try:
-        return trees.discard_unchanged({**optional, **arguments})
-    except trees.TreeError as error:
-        raise PlanError(str(error)) from error
-
-
 def main() -> None:
     """Entry point of Ansible."""
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     params = module.params
+    # Not at the top: a linter that imports this file to read its arguments has no such module.
+    from ansible.module_utils import trees
+
+    activation = params["activation"]
     try:
+        if activation:
+            trees.complete_stage(activation["stage"], activation["dest"], params["rendered"])
         result = add_reloads(plan(params), params["loads"], read_record(params["record"]))
-        if params["activation"]:
-            result["activation_due"] = activation_due(params["activation"])
-    except PlanError as error:
+        if activation:
+            arguments = {**OPTIONAL, **activation}
+            result["activation_due"] = trees.discard_unchanged(arguments)
+    except (PlanError, trees.TreeError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(**result)
 

@@ -220,6 +220,7 @@ facts:
   returned: always
 """
 
+import contextlib
 import errno
 import importlib.util
 import os
@@ -245,6 +246,7 @@ from ansible.module_utils.docker_host import (
     version_tuple,
 )
 from ansible.module_utils.slots import active, directories
+from ansible.module_utils.trees import TreeError, live_digests
 
 DEBIAN_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 SYSTEM_DIRECTORIES = re.compile(
@@ -284,6 +286,7 @@ class Preflight:
         self.find_packages()
         self.find_sockets()
         self.find_certificate()
+        self.find_trees()
 
     # The host itself
 
@@ -642,6 +645,13 @@ class Preflight:
         parts = directories(path, wanted["slots"], wanted["owner"], wanted["group"])
         ready = not any(directory.differs() for directory in parts)
         self.facts["sockets"] = {"active": active(path), "ready": ready}
+
+    def find_trees(self) -> None:
+        home = f"{self.params['stack_dir']}/services"
+        self.facts["trees"] = {}
+        # What is odd about them is reported by whoever is to change them.
+        with contextlib.suppress(TreeError, OSError):
+            self.facts["trees"] = live_digests(home)
 
     def find_certificate(self) -> None:
         self.facts["certificate"] = {"ready": False}

@@ -51,6 +51,13 @@ options:
         can be validated
         together. It must not be in a place another user may have prepared.
     type: path
+  live:
+    description:
+      - The digests of trees that are known to be live, by O(dest). When what was rendered has the
+        digest of its O(dest), nothing is executed on the target and nothing is staged; O(keep),
+        O(owner) and O(group) exclude that.
+    type: dict
+    default: {}
   keep:
     description:
       - Patterns of files, relative to the tree, to carry over from the live tree where it has
@@ -211,6 +218,7 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "src": {"type": "str", "default": "templates"},
     "dest": {"type": "path", "required": True},
     "stage": {"type": "path"},
+    "live": {"type": "dict", "default": {}},
     "keep": {"type": "list", "elements": "str", "default": []},
     "exclude": {"type": "list", "elements": "str", "default": []},
     "gather": {"type": "dict", "default": {}},

@@ -44,6 +44,27 @@ def test_forty_files_take_one_execution(project: Project) -> None:
     assert again.last["digest"] == outcome.last["digest"]
 
 
+def test_what_is_known_to_be_live_costs_nothing(project: Project) -> None:
+    """And answers as if the target had been asked; whatever may differ there is asked."""
+    project.template("config/a.conf.j2", "value={{ value }}\n")
+    project.template("compose.yml.j2", "{{ render_tree_digests.config }}\n")
+    stage = str(project.stage)
+    first = project.render(variables={"value": 7}).last
+    live = {str(project.dest): first["digest"], "/elsewhere": "0"}
+    asked = project.render(variables={"value": 7}, stage=stage)
+    before = everything(project.root / "stage")
+    known = project.render(variables={"value": 7}, stage=stage, live=live)
+    assert (asked.executions, known.executions) == (1, 0)
+    fields = ("changed", "digest", "digests", "changed_files", "tree", "validated")
+    assert [known.last[name] for name in fields] == [asked.last[name] for name in fields]
+    assert everything(project.root / "stage") == before
+
+    changed = project.render(variables={"value": 8}, stage=stage, live=live)
+    assert (changed.executions, changed.last["changed"]) == (1, True)
+    for target in ({"keep": ["*.local"]}, {"owner": "root"}, {"group": "root"}, {"mode": "0600"}):
+        assert project.render(variables={"value": 7}, stage=stage, live=live, **target).executions
+
+
 def test_gathers_what_others_contribute(project: Project) -> None:
     """CS-10: several directories make one tree, and it is validated as one."""
     project.template("config/main.yml.j2", "value={{ value }}\n")

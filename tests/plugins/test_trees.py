@@ -565,6 +565,30 @@ def test_a_stage_that_would_change_nothing_is_thrown_away(tmp_path: Path) -> Non
     assert not due("redis", file="target")
 
 
+def test_a_stage_is_completed_from_what_is_live(tmp_path: Path) -> None:
+    """A room that is live as it was rendered is not staged; what lies in its place is stale."""
+    dest, stage = tmp_path / "dest", tmp_path / "stage"
+    digests = {name: render(dest / name, {"a": name})["digest"] for name in ("redis", "nginx")}
+    assert trees.live_digests(str(dest)) == {
+        str(dest / name): digest for name, digest in digests.items()
+    }
+    render(dest / "redis", {"a": "interrupted"}, stage=str(stage / "redis"))
+    new = render(dest / "api", {"a": "new"}, stage=str(stage / "api"))["digest"]
+    trees.complete_stage(str(stage), str(dest), {**digests, "api": new})
+    wanted = {"redis/current/a": "redis", "nginx/current/a": "nginx", "api/current/a": "new"}
+    assert contents(stage) == wanted
+    assert activate(dest, stage)["activated"] == ["api"]
+
+    with pytest.raises(trees.TreeError, match="redis has changed since this run began"):
+        trees.complete_stage(str(stage), str(dest), {"redis": new})
+    (dest / "nginx" / "current" / "a").write_text("by hand")
+    os.chown(dest / "redis" / "current" / "a", 1, 1)
+    found = trees.live_digests(str(dest))
+    assert found.keys() == {str(dest / "nginx"), str(dest / "api")}
+    assert found[str(dest / "nginx")] != digests["nginx"]
+    assert trees.live_digests(str(tmp_path / "nowhere")) == {}
+
+
 def test_a_stale_stage_is_not_activated(tmp_path: Path) -> None:
     dest, stage = tmp_path / "services", tmp_path / "stage"
     stage_rooms(stage, dest, {"left-over": {"a": "1"}, "redis": {"a": "1"}})

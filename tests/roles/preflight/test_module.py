@@ -300,6 +300,25 @@ def test_sockets(engine: Callable[..., FakeEngine], tmp_path: Path) -> None:
     assert look(tmp_path, sockets=wanted).facts["sockets"]["ready"] is False
 
 
+def test_live_trees(engine: Callable[..., FakeEngine], tmp_path: Path) -> None:
+    """CS-1: what the rooms have live, for those that would render the same; odd ones not."""
+    engine()
+    assert look(tmp_path).facts["trees"] == {}
+    services = tmp_path / "stack" / "services"
+    for name in ("redis", "nginx"):
+        (services / name / "trees" / "one").mkdir(parents=True)
+        (services / name / "trees" / "one" / "file").write_text("a")
+        (services / name / "current").symlink_to("trees/one")
+    found = look(tmp_path).facts["trees"]
+    assert found.keys() == {str(services / "redis"), str(services / "nginx")}
+    assert len(set(found.values())) == 1
+    (services / "redis" / "current" / "file").chmod(0o600)
+    (services / "nginx" / "current").unlink()
+    changed = look(tmp_path).facts["trees"]
+    assert changed.keys() == {str(services / "redis")}
+    assert changed != {str(services / "redis"): found[str(services / "redis")]}
+
+
 def test_measurements_that_do_not_fit(engine: Callable[..., FakeEngine], tmp_path: Path) -> None:
     """UT-10, bad input: a retention larger than the disk."""
     engine()
