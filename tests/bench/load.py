@@ -8,6 +8,7 @@ import re
 import shutil
 import statistics
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,12 @@ class Comparison:
     def ratios(self) -> list[float]:
         pairs = zip(self.ours, self.theirs, strict=True)
         return [ours.per_second / theirs.per_second for ours, theirs in pairs]
+
+    @property
+    def spread(self) -> str:
+        """Between what the middle half of the pairs lies."""
+        low, _, high = statistics.quantiles(self.ratios, n=4)
+        return f"{len(self.ratios)} pairs, half of them between {low:.2f} and {high:.2f}"
 
     @property
     def ratio(self) -> float:
@@ -99,7 +106,7 @@ def with_metrics(stack: Stack, pairs: int, seconds: int) -> Comparison:
     """GET of one item by its id: from gunicorn as it is, and without its metrics."""
     path = _item(stack)
     with gunicorn(stack) as ours, gunicorn(stack, metrics=False) as theirs:
-        return _in_turns(stack, ours + path, theirs + path, pairs, seconds)
+        return _at_once(stack, ours + path, theirs + path, pairs, seconds)
 
 
 def _item(stack: Stack) -> str:
@@ -121,6 +128,20 @@ def _in_turns(stack: Stack, ours: str, theirs: str, pairs: int, seconds: int) ->
         order = [(ours, compared.ours), (theirs, compared.theirs)]
         for url, rates in order if pair % 2 == 0 else reversed(order):
             rates.append(wrk(url, name, seconds))
+    return compared
+
+
+def _at_once(stack: Stack, ours: str, theirs: str, pairs: int, seconds: int) -> Comparison:
+    """Both together, as equals: whatever else the machine does, it does to both."""
+    name = stack.site.name
+    compared = Comparison([], [])
+    for url in (ours, theirs):
+        wrk(url, name, 2)
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(pairs):
+            running = [pool.submit(wrk, url, name, seconds) for url in (ours, theirs)]
+            compared.ours.append(running[0].result())
+            compared.theirs.append(running[1].result())
     return compared
 
 

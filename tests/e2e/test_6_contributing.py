@@ -1,0 +1,88 @@
+"""CONTRIBUTING's example of a new room, followed to the letter."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import textwrap
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.harness import ROOT, Run, playbook, wait_for
+
+from .conftest import INVENTORY
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.harness import Stack
+
+pytestmark = pytest.mark.timeout(240, func_only=True)
+
+BEFORE = "    - name: Stack\n"
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A copy of the repository with what the chapter says to write."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tmp_path / name)
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    chapter = text.partition("\n## Add a service room\n")[2].partition("\n## ")[0]
+    steps = re.findall(
+        r"^\d+\. `([^`]+)`[^\n]*\n\n   ```\w*\n(.*?)^   ```$", chapter, re.DOTALL | re.MULTILINE
+    )
+    for name, block in steps:
+        path = tmp_path / name
+        content = textwrap.dedent(block)
+        if name == "playbooks/site.yml":
+            site = path.read_text()
+            assert site.count(BEFORE) == 1
+            content = site.replace(BEFORE, textwrap.indent(content, "    ") + "\n" + BEFORE)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    assert len(steps) == 7
+    return tmp_path
+
+
+def deploy(repository: Path, *options: str, **variables: object) -> Run:
+    return playbook(
+        INVENTORY,
+        *options,
+        name=os.path.relpath(repository / "playbooks" / "site.yml", ROOT / "playbooks"),
+        variables={"stack_services": ["postgres", "redis", "api", "nginx", "hello"], **variables},
+        environment={"ANSIBLE_CONFIG": str(repository / "ansible.cfg")},
+    ).succeeded()
+
+
+def test_a_new_room(stack: Stack, repository: Path) -> None:
+    """CS-14: it runs, reloads in place, and goes when it is taken out; the others stay."""
+    others = deploy(repository, stack_services=["postgres", "redis", "api", "nginx"])
+    assert others.record["failed_tasks"] == []
+    before = stack.lives()
+    said = ("wget", "-q", "-O", "-", "http://127.0.0.1:8080/")
+
+    assert "create hello" in deploy(repository, "--check", "--diff").output
+    assert stack.lives() == before
+    deploy(repository)
+    assert stack.execute("hello", *said) == "hello\n"
+    running = stack.lives()
+    assert {name: running[name] for name in before} == before
+    assert deploy(repository).changed == 0
+
+    deploy(repository, hello_text="good evening")
+    # The signal is sent; the new workers answer a moment later.
+    wait_for("the new text", lambda: stack.execute("hello", *said) == "good evening\n", 10)
+    assert stack.lives() == running
+
+    deploy(repository, stack_services=["postgres", "redis", "api", "nginx"])
+    assert stack.lives() == before
