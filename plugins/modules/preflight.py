@@ -192,6 +192,30 @@ options:
         description: Whether it is due in any case.
         type: bool
         required: true
+  secrets:
+    description:
+      - The secrets that must exist; RV(facts.secrets) says whether M(secret_files) would have
+        anything to do, and if not, what it would return.
+    type: dict
+    suboptions:
+      path:
+        description: The directory.
+        type: path
+        required: true
+      names:
+        description: Secrets that must exist.
+        type: list
+        elements: str
+        required: true
+      known:
+        description: Others that may have a value.
+        type: list
+        elements: str
+        required: true
+      digests:
+        description: The SHA-256 of each value that takes a generated one's place, by name.
+        type: dict
+        required: true
   become_error:
     description: Why becoming root failed, when it did.
     type: str
@@ -245,6 +269,7 @@ from ansible.module_utils.docker_host import (
     merge_daemon_options,
     version_tuple,
 )
+from ansible.module_utils.secret_store import RefusedError, in_order
 from ansible.module_utils.slots import active, directories
 from ansible.module_utils.trees import TreeError, live_digests
 
@@ -287,6 +312,7 @@ class Preflight:
         self.find_sockets()
         self.find_certificate()
         self.find_trees()
+        self.find_secrets()
 
     # The host itself
 
@@ -653,6 +679,22 @@ class Preflight:
         with contextlib.suppress(TreeError, OSError):
             self.facts["trees"] = live_digests(home)
 
+    def find_secrets(self) -> None:
+        self.facts["secrets"] = {"ready": False}
+        wanted = self.params["secrets"]
+        if not wanted:
+            return
+        try:
+            found = in_order(
+                Path(wanted["path"]), wanted["names"], wanted["known"], wanted["digests"]
+            )
+        except (RefusedError, OSError, UnicodeDecodeError):
+            # The role says what is wrong when it comes to it.
+            return
+        if found:
+            unused = found.unused(wanted["names"])
+            self.facts["secrets"] = {"ready": True, "versions": found.versions, "unused": unused}
+
     def find_certificate(self) -> None:
         self.facts["certificate"] = {"ready": False}
         if not self.params["certificate"]:
@@ -821,6 +863,16 @@ def main() -> None:
                     "renew_days": {"type": "int", "required": True},
                     "authority": {"type": "bool", "required": True},
                     "renew": {"type": "bool", "required": True},
+                },
+            },
+            "secrets": {
+                "type": "dict",
+                "no_log": False,
+                "options": {
+                    "path": {"type": "path", "required": True},
+                    "names": {"type": "list", "elements": "str", "required": True},
+                    "known": {"type": "list", "elements": "str", "required": True},
+                    "digests": {"type": "dict", "required": True, "no_log": True},
                 },
             },
             "become_error": text,

@@ -137,6 +137,7 @@ def look(tmp_path: Path, **changes: Any) -> preflight.Preflight:
         "packages": [],
         "sockets": None,
         "certificate": None,
+        "secrets": None,
         "become_error": "",
         **changes,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from plugins.modules.secret_files import problems
+from plugins.module_utils import secret_store
+from plugins.module_utils.secret_store import problems
 from tests.harness import Run, playbook
 
 PLAY = "../tests/roles/secrets/play.yml"
@@ -51,9 +53,9 @@ def run(
     )
 
 
-def versions(done: Run) -> dict[str, str]:
+def versions(done: Run, word: str = "VERSIONS") -> dict[str, str]:
     # The callback folds long lines; no version holds a blank.
-    found = re.search(r"VERSIONS=(\{.*?\})", done.output, re.DOTALL)
+    found = re.search(rf"{word}=(\{{.*?\}})", done.output, re.DOTALL)
     assert found, done.output
     loaded: dict[str, str] = json.loads(re.sub(r"\s+", "", found.group(1)))
     return loaded
@@ -85,6 +87,52 @@ def test_made_once_and_kept(stack: Path) -> None:
     assert second.executions == 1
     assert {name: content(stack, name) for name in names} == values
     assert versions(second) == versions(first)
+
+
+def test_preflight_saves_the_execution(stack: Path) -> None:
+    """FS-8: what preflight found in order, the role takes from it; what is not, it mends."""
+    names = ["alpha_password", "alpha_token", "beta_password"]
+    directory = stack / "secrets"
+
+    def found(**given: str) -> secret_store.SecretFiles | None:
+        digests = {
+            name: hashlib.sha256(value.encode()).hexdigest() for name, value in given.items()
+        }
+        return secret_store.in_order(directory, names, ["gamma_token"], digests)
+
+    assert found() is None
+    made = run(stack, preflight_facts={"secrets": {"ready": False}}).succeeded()
+    seen = found()
+    assert seen is not None
+    assert seen.versions == versions(made)
+    facts = {"secrets": {"ready": True, "versions": seen.versions, "unused": ["old_token"]}}
+    again = run(stack, preflight_facts=facts).succeeded()
+    assert (again.changed, again.executions) == (0, 0)
+    assert versions(again) == versions(made)
+    assert "No active service uses old_token" in again.output
+
+    # A value of one's own: until it is there, once it is there, and another one.
+    assert found(alpha_token="of my own") is None
+    assert found(gamma_token="of a room that is off") is not None
+    assert found(misspelt="anything") is None
+    mine = {"secrets_values": {"alpha_token": "of-my-own"}}
+    kept = run(stack, **mine).succeeded()
+    assert versions(kept, "DIGESTS") == {"alpha_token": hashlib.sha256(b"of-my-own").hexdigest()}
+    assert found(alpha_token="of-my-own") is not None
+    assert found(alpha_token="another") is None
+
+    version = versions(kept)["beta_password"]
+    for damage in (
+        lambda: (directory / "beta_password").chmod(0o644),
+        lambda: (directory / ".versions" / f"beta_password.{version}").chmod(0o644),
+        (directory / ".versions" / f"beta_password.{version}").unlink,
+        lambda: directory.chmod(0o755),
+        (directory / ".version-key").unlink,
+    ):
+        damage()
+        assert found() is None
+        run(stack, **mine).succeeded()
+        assert found() is not None
 
 
 def test_check_mode_tells_the_truth_and_touches_nothing(stack: Path) -> None:
