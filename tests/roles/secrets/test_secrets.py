@@ -115,23 +115,24 @@ def test_preflight_saves_the_execution(stack: Path) -> None:
     assert found(alpha_token="of my own") is None
     assert found(gamma_token="of a room that is off") is not None
     assert found(misspelt="anything") is None
-    mine = {"secrets_values": {"alpha_token": "of-my-own"}}
-    kept = run(stack, **mine).succeeded()
+    mine = {"alpha_token": "of-my-own"}
+    kept = run(stack, secrets_values=mine).succeeded()
     assert versions(kept, "DIGESTS") == {"alpha_token": hashlib.sha256(b"of-my-own").hexdigest()}
     assert found(alpha_token="of-my-own") is not None
     assert found(alpha_token="another") is None
 
     version = versions(kept)["beta_password"]
-    for damage in (
+    damages: list[Callable[[], None]] = [
         lambda: (directory / "beta_password").chmod(0o644),
         lambda: (directory / ".versions" / f"beta_password.{version}").chmod(0o644),
         (directory / ".versions" / f"beta_password.{version}").unlink,
         lambda: directory.chmod(0o755),
         (directory / ".version-key").unlink,
-    ):
+    ]
+    for damage in damages:
         damage()
         assert found() is None
-        run(stack, **mine).succeeded()
+        run(stack, secrets_values=mine).succeeded()
         assert found() is not None
 
 
