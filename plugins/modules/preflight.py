@@ -192,6 +192,24 @@ options:
         description: Whether it is due in any case.
         type: bool
         required: true
+  directories:
+    description: Directories that must exist; RV(facts.directories) are those that are in order.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path:
+        description: The directory.
+        type: str
+        required: true
+      user:
+        description: Numeric user and group id, C(uid:gid).
+        type: str
+        required: true
+      mode:
+        description: Mode, as an octal string.
+        type: str
+        required: true
   secrets:
     description:
       - The secrets that must exist; RV(facts.secrets) says whether M(secret_files) would have
@@ -270,7 +288,7 @@ from ansible.module_utils.docker_host import (
     version_tuple,
 )
 from ansible.module_utils.secret_store import RefusedError, in_order
-from ansible.module_utils.slots import active, directories
+from ansible.module_utils.slots import Directory, active, directories
 from ansible.module_utils.trees import TreeError, live_digests
 
 DEBIAN_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -311,6 +329,7 @@ class Preflight:
         self.find_packages()
         self.find_sockets()
         self.find_certificate()
+        self.find_directories()
         self.find_trees()
         self.find_secrets()
 
@@ -672,6 +691,14 @@ class Preflight:
         ready = not any(directory.differs() for directory in parts)
         self.facts["sockets"] = {"active": active(path), "ready": ready}
 
+    def find_directories(self) -> None:
+        self.facts["directories"] = []
+        for wanted in self.params["directories"]:
+            owner, group = (int(number) for number in wanted["user"].split(":"))
+            directory = Directory(Path(wanted["path"]), int(wanted["mode"], 8), owner, group)
+            if directory.path.is_dir() and not directory.differs():
+                self.facts["directories"].append(wanted["path"])
+
     def find_trees(self) -> None:
         home = f"{self.params['stack_dir']}/services"
         self.facts["trees"] = {}
@@ -863,6 +890,16 @@ def main() -> None:
                     "renew_days": {"type": "int", "required": True},
                     "authority": {"type": "bool", "required": True},
                     "renew": {"type": "bool", "required": True},
+                },
+            },
+            "directories": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "path": {"type": "str", "required": True},
+                    "user": {"type": "str", "required": True},
+                    "mode": {"type": "str", "required": True},
                 },
             },
             "secrets": {

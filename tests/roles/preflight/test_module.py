@@ -138,6 +138,7 @@ def look(tmp_path: Path, **changes: Any) -> preflight.Preflight:
         "sockets": None,
         "certificate": None,
         "secrets": None,
+        "directories": [],
         "become_error": "",
         **changes,
     }
@@ -299,6 +300,22 @@ def test_sockets(engine: Callable[..., FakeEngine], tmp_path: Path) -> None:
     assert look(tmp_path, sockets=wanted).facts["sockets"] == {"active": "green", "ready": True}
     (path / "blue").chmod(0o755)
     assert look(tmp_path, sockets=wanted).facts["sockets"]["ready"] is False
+
+
+def test_directories(engine: Callable[..., FakeEngine], tmp_path: Path) -> None:
+    """BM-15: those that are there with the right owner and mode."""
+    engine()
+    names = ("right", "absent", "file", "mode", "owner")
+    wanted = [{"path": str(tmp_path / name), "user": "70:71", "mode": "0700"} for name in names]
+    for name in names:
+        if name == "file":
+            (tmp_path / name).touch()
+        elif name != "absent":
+            (tmp_path / name).mkdir()
+        if name != "absent":
+            (tmp_path / name).chmod(0o750 if name == "mode" else 0o700)
+            os.chown(tmp_path / name, 70, 70 if name == "owner" else 71)
+    assert look(tmp_path, directories=wanted).facts["directories"] == [str(tmp_path / "right")]
 
 
 def test_live_trees(engine: Callable[..., FakeEngine], tmp_path: Path) -> None:
