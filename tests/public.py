@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.harness import wait_for
+
 if TYPE_CHECKING:
     import requests
 
@@ -187,7 +189,9 @@ class PublicAddress:
     def test_request_id_travels(self, stack: Stack) -> None:
         """CS-8: from the client through nginx to the application's log, and back."""
         sent = uuid.uuid4().hex
-        answer = stack.site.patiently("GET", "/api/items?limit=1", headers={"X-Request-ID": sent})
+        answer = stack.site.patiently(
+            "DELETE", "/api/items/2147483647", headers={"X-Request-ID": sent}
+        )
         assert answer.headers["X-Request-ID"] == sent
         logs = "".join(
             stack.engine.run("docker", "logs", "--since=1m", item["Id"])
@@ -203,6 +207,10 @@ class PublicAddress:
         sent = uuid.uuid4().hex
         headers = {"X-Request-ID": sent, "X-Forwarded-For": "192.0.2.1", "X-Real-IP": "192.0.2.1"}
         stack.site.patiently("GET", "/api/items?limit=1", headers=headers)
-        log = stack.engine.run("docker", "logs", "--since=1m", stack.one("nginx")["Id"])
-        line = next(json.loads(line) for line in log.splitlines() if sent in line)
-        assert line["client"] != "192.0.2.1"
+        nginx = stack.one("nginx")["Id"]
+
+        def logged() -> str:
+            lines = stack.engine.run("docker", "logs", "--since=1m", nginx).splitlines()
+            return next((line for line in lines if sent in line), "")
+
+        assert json.loads(wait_for("the request in nginx' log", logged, 5))["client"] != "192.0.2.1"

@@ -241,9 +241,10 @@ def test_no_free_index(tmp_path: Path) -> None:
 
 
 def test_logs_are_json(gunicorn: StartGunicorn) -> None:
-    """CS-2: every line is JSON, gunicorn's own too; health checks appear at debug only."""
+    """CS-2: every line is JSON, gunicorn's own too; what only reads appears at debug."""
     server = gunicorn()
-    server.request("GET", "/api/items/7", headers={"X-Request-ID": "log-me"})
+    server.request("DELETE", "/api/items/7", headers={"X-Request-ID": "log-me"})
+    server.request("GET", "/api/items/7")
     server.request("GET", "/health")
     server.stop()
     lines = server.logs()
@@ -254,7 +255,7 @@ def test_logs_are_json(gunicorn: StartGunicorn) -> None:
         >= {
             "level": "info",
             "request_id": "log-me",
-            "method": "GET",
+            "method": "DELETE",
             "route": "/api/items/{id}",
             "path": "/api/items/7",
             "status": 404,
@@ -265,8 +266,8 @@ def test_logs_are_json(gunicorn: StartGunicorn) -> None:
     assert any(line.get("logger") == "gunicorn.error" for line in lines)
 
 
-def test_debug_logs_health_checks(gunicorn: StartGunicorn) -> None:
-    """CS-2: at debug, health checks appear too."""
+def test_debug_logs_every_request(gunicorn: StartGunicorn) -> None:
+    """CS-2: at debug, those that only read appear too."""
     server = gunicorn(API_LOG_LEVEL="debug")
     server.request("GET", "/health")
     assert any(line.get("route") == "/health" for line in server.logs())

@@ -1,4 +1,4 @@
-"""Requests per second with `wrk`, through nginx and straight to gunicorn."""
+"""Requests per second with `h2load`, through nginx and straight to gunicorn."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import json
 import re
 import shutil
 import statistics
+import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
-
-import requests
 
 from tests.harness import Engine, Stack, wait_for
 
@@ -20,17 +19,29 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CONNECTIONS = 16
-BARE_PORT = 8000
+PAIRS = 60
+REQUESTS = 1000
 ENGINE = Engine()
-MILLISECONDS = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60000.0}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is asked for, and where."""
+
+    url: str
+    place: str
+    """Where, as an option of h2load."""
+    container: str
 
 
 @dataclass(frozen=True)
 class Rate:
-    """What one run of wrk measured."""
+    """What one run of h2load measured."""
 
     per_second: float
     p99_ms: float
+    cpu_us: float
+    """CPU time that the asked container took for each request."""
 
 
 @dataclass(frozen=True)
@@ -41,72 +52,94 @@ class Comparison:
     theirs: list[Rate]
 
     @property
-    def ratios(self) -> list[float]:
-        pairs = zip(self.ours, self.theirs, strict=True)
-        return [ours.per_second / theirs.per_second for ours, theirs in pairs]
+    def ratio(self) -> float:
+        """Of what each reaches in its fastest tenth: what else the machine does only slows down."""
+        ours, theirs = (
+            statistics.quantiles((rate.per_second for rate in rates), n=10)[-1]
+            for rates in (self.ours, self.theirs)
+        )
+        return ours / theirs
+
+    @property
+    def cpu_us(self) -> tuple[float, float]:
+        """CPU time for a request, ours and theirs, in the tenth of the runs that took least."""
+        ours, theirs = (
+            statistics.quantiles((rate.cpu_us for rate in rates), n=10)[0]
+            for rates in (self.ours, self.theirs)
+        )
+        return ours, theirs
 
     @property
     def spread(self) -> str:
         """Between what the middle half of the pairs lies."""
-        low, _, high = statistics.quantiles(self.ratios, n=4)
-        return f"{len(self.ratios)} pairs, half of them between {low:.2f} and {high:.2f}"
-
-    @property
-    def ratio(self) -> float:
-        return statistics.median(self.ratios)
+        pairs = zip(self.ours, self.theirs, strict=True)
+        ratios = [ours.per_second / theirs.per_second for ours, theirs in pairs]
+        low, _, high = statistics.quantiles(ratios, n=4)
+        return f"{len(ratios)} pairs: half of them between {low:.2f} and {high:.2f}"
 
 
 def median(rates: list[Rate]) -> Rate:
     return Rate(
         statistics.median(rate.per_second for rate in rates),
         statistics.median(rate.p99_ms for rate in rates),
+        statistics.median(rate.cpu_us for rate in rates),
     )
 
 
 def missing() -> str:
     """What has to be installed first; empty when nothing."""
-    return "" if shutil.which("wrk") else "wrk is missing: apt-get install wrk"
+    return "" if shutil.which("h2load") else "h2load is missing: apt-get install nghttp2-client"
 
 
-def parse(output: str) -> Rate:
-    """What wrk said; raises when an answer was not the one asked for."""
-    wrong = re.search(r"Non-2xx or 3xx responses: .*|Socket errors: .*", output)
-    assert wrong is None, f"wrk: {wrong and wrong[0]}"
-    rate = re.search(r"^Requests/sec:\s+([\d.]+)", output, re.MULTILINE)
-    slow = re.search(r"^\s+99%\s+([\d.]+)(us|ms|s|m)\s*$", output, re.MULTILINE)
-    assert rate is not None, output
-    assert slow is not None, output
-    return Rate(float(rate[1]), float(slow[1]) * MILLISECONDS[slow[2]])
+def h2load(target: Target, number: int) -> Rate:
+    """Send that many requests; raises when an answer was not a 2xx.
 
-
-def wrk(url: str, host: str, seconds: int) -> Rate:
-    return parse(
-        ENGINE.run(
-            "wrk",
-            "--threads=1",
-            f"--connections={CONNECTIONS}",
-            f"--duration={seconds}s",
-            "--latency",
-            f"--header=Host: {host}",
-            url,
-            seconds=seconds + 30,
+    h2load's log has a line for each answer: microseconds since 1970 when its request began, its
+    status, and the microseconds that it took.
+    """
+    with tempfile.NamedTemporaryFile("r", suffix=".log") as log:
+        before = _cpu_us(target.container)
+        output = ENGINE.run(
+            *("h2load", "--h1", f"--clients={CONNECTIONS}", f"--requests={number}"),
+            *(f"--log-file={log.name}", target.place, target.url),
+            seconds=120,
         )
-    )
+        cpu_us = (_cpu_us(target.container) - before) / number
+        lines = log.read().splitlines()
+    wrong = re.search(r"\b[1-9]\d* (?:failed|errored|timeout)\b", output)
+    assert wrong is None, f"h2load: {wrong and wrong[0]}"
+    asked = [(int(begun), int(took)) for begun, _, took in map(str.split, lines)]
+    elapsed = max(begun + took for begun, took in asked) - min(begun for begun, _ in asked)
+    slow = statistics.quantiles((took for _, took in asked), n=100)[98]
+    return Rate(len(asked) / elapsed * 1e6, slow / 1000, cpu_us)
 
 
-def through_nginx(stack: Stack, pairs: int, seconds: int) -> Comparison:
+def _cpu_us(container: str) -> float:
+    """CPU time that the processes of a container have taken."""
+    taken = 0
+    for pid in ENGINE.run("docker", "top", container, "-o", "pid").split()[1:]:
+        with contextlib.suppress(FileNotFoundError):  # a health check that has ended since
+            taken += int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
+    return taken / 1000
+
+
+def through_nginx(stack: Stack) -> Comparison:
     """GET of one item by its id: through nginx, and from gunicorn itself."""
     path = _item(stack)
-    with gunicorn(stack) as straight:
-        nginx = f"https://{_address(stack.one('nginx')['Id'], stack, 'frontend')}:8443"
-        return _in_turns(stack, nginx + path, straight + path, pairs, seconds)
+    nginx = stack.one("nginx")["Id"]
+    place = f"--connect-to={_address(nginx, stack, 'frontend')}:8443"
+    with gunicorn(stack) as (container, socket):
+        return _in_turns(
+            Target(f"https://{stack.site.name}{path}", place, nginx),
+            Target(f"http://{stack.site.name}{path}", socket, container),
+        )
 
 
-def with_metrics(stack: Stack, pairs: int, seconds: int) -> Comparison:
+def with_metrics(stack: Stack) -> Comparison:
     """GET of one item by its id: from gunicorn as it is, and without its metrics."""
-    path = _item(stack)
+    url = f"http://{stack.site.name}{_item(stack)}"
     with gunicorn(stack) as ours, gunicorn(stack, metrics=False) as theirs:
-        return _at_once(stack, ours + path, theirs + path, pairs, seconds)
+        return _in_turns(*(Target(url, socket, name) for name, socket in (ours, theirs)))
 
 
 def _item(stack: Stack) -> str:
@@ -118,30 +151,15 @@ def _item(stack: Stack) -> str:
     return f"/api/items/{made.json()['id']}"
 
 
-def _in_turns(stack: Stack, ours: str, theirs: str, pairs: int, seconds: int) -> Comparison:
+def _in_turns(ours: Target, theirs: Target) -> Comparison:
     compared = Comparison([], [])
-    name = stack.site.name
-    for url in (ours, theirs):
-        wrk(url, name, 2)
-    for pair in range(pairs):
+    for target in (ours, theirs):
+        h2load(target, 3 * REQUESTS)
+    for pair in range(PAIRS):
         # Whoever comes second finds a warmer machine: each does so in turn.
         order = [(ours, compared.ours), (theirs, compared.theirs)]
-        for url, rates in order if pair % 2 == 0 else reversed(order):
-            rates.append(wrk(url, name, seconds))
-    return compared
-
-
-def _at_once(stack: Stack, ours: str, theirs: str, pairs: int, seconds: int) -> Comparison:
-    """Both together, as equals: whatever else the machine does, it does to both."""
-    name = stack.site.name
-    compared = Comparison([], [])
-    for url in (ours, theirs):
-        wrk(url, name, 2)
-    with ThreadPoolExecutor(2) as pool:
-        for _ in range(pairs):
-            running = [pool.submit(wrk, url, name, seconds) for url in (ours, theirs)]
-            compared.ours.append(running[0].result())
-            compared.theirs.append(running[1].result())
+        for target, rates in order if pair % 2 == 0 else reversed(order):
+            rates.append(h2load(target, REQUESTS))
     return compared
 
 
@@ -160,29 +178,32 @@ run()
 
 
 @contextlib.contextmanager
-def gunicorn(stack: Stack, *, metrics: bool = True) -> Iterator[str]:
-    """One more container of the API's service, which listens on TCP instead of a socket.
+def gunicorn(stack: Stack, *, metrics: bool = True) -> Iterator[tuple[str, str]]:
+    """One more container of the API's service, by its name and where h2load finds it.
 
     Image, environment, networks, secrets and limits are the service's.
     """
     name = f"{stack.project}-{'bare' if metrics else 'unmeasured'}"
     ENGINE.run("docker", "rm", "--force", name, check=False)
-    try:
-        stack.compose(
-            *("run", "--detach", "--no-deps", "--name", name),
-            # Neither the socket nor the metrics address of the one that serves.
-            *("--env", "API_SOCKET_DIR=/tmp", "--env", "METRICS_PORT=0"),
-            stack.api_slot(),
-            *(["gunicorn"] if metrics else ["python3", "-c", WITHOUT_METRICS]),
-            *("--config", "python:compose_app.gunicorn_conf"),
-            *("--bind", f"0.0.0.0:{BARE_PORT}", "compose_app:create_app()"),
-        )
-        # The host reaches a container of an internal network, too.
-        address = f"http://{_address(name, stack, 'backend')}:{BARE_PORT}"
-        wait_for("gunicorn without nginx", lambda: _answers(f"{address}/health"), 60)
-        yield address
-    finally:
-        ENGINE.run("docker", "rm", "--force", name, check=False)
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch)
+        directory.chmod(0o777)
+        socket = directory / "gunicorn.sock"
+        try:
+            stack.compose(
+                *("run", "--detach", "--no-deps", "--name", name),
+                # Neither the socket nor the metrics address of the one that serves.
+                *("--env", "API_SOCKET_DIR=/tmp", "--env", "METRICS_PORT=0"),
+                *("--volume", f"{directory}:/bench"),
+                stack.api_slot(),
+                *(["gunicorn"] if metrics else ["python3", "-c", WITHOUT_METRICS]),
+                *("--config", "python:compose_app.gunicorn_conf"),
+                *("--bind", f"unix:/bench/{socket.name}", "compose_app:create_app()"),
+            )
+            wait_for("gunicorn without nginx", lambda: _answers(socket), 60)
+            yield name, f"--base-uri=unix:{socket}"
+        finally:
+            ENGINE.run("docker", "rm", "--force", name, check=False)
 
 
 def _address(container: str, stack: Stack, network: str) -> str:
@@ -190,10 +211,8 @@ def _address(container: str, stack: Stack, network: str) -> str:
     return str(item["NetworkSettings"]["Networks"][f"{stack.project}_{network}"]["IPAddress"])
 
 
-def _answers(url: str) -> bool:
-    with requests.Session() as session:
-        session.trust_env = False
-        try:
-            return session.get(url, timeout=5).status_code == 200
-        except requests.RequestException:
-            return False
+def _answers(socket: Path) -> bool:
+    return ENGINE.succeeds(
+        *("curl", "--silent", "--fail", "--output", "/dev/null"),
+        *("--unix-socket", str(socket), "http://localhost/health"),
+    )

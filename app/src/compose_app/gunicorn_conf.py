@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from gunicorn.glogging import Logger as _Logger
 
 from compose_app import config as _config
 from compose_app import forking as _forking
@@ -20,6 +22,13 @@ from compose_app import sockets as _sockets
 if TYPE_CHECKING:
     from gunicorn.arbiter import Arbiter
     from gunicorn.workers.base import Worker
+
+
+class _Log(_Logger):
+    """gunicorn's log without that of accesses, which it would format even for nobody to read."""
+
+    def access(self, *_: Any) -> None:
+        """Write nothing: nginx does."""
 
 
 def _settings() -> _config.ServerSettings:
@@ -66,6 +75,7 @@ timeout = 30
 graceful_timeout = timeout
 limit_request_line = 8190
 accesslog = None
+logger_class = _Log
 loglevel = _server.log_level
 logconfig_dict = _logging.stdlib_config(_server.log_level)
 control_socket_disable = True
