@@ -216,7 +216,7 @@ class TestInterrupted:
             "TASK [nginx : Render nginx]",
             "TASK [stack : Put the rendered configuration in place]",
             "TASK [stack : Start what is new or changed",
-            "TASK [stack : Let the slot that served finish",
+            "TASK [stack : Switch to the slot that is healthy",
             "TASK [stack : Reload what can reload]",
         ],
     )

@@ -1,0 +1,317 @@
+"""The watched switch, between servers that behave as a test tells them to.
+
+A listener that speaks TLS stands where nginx does and opens a connection for each request through
+the link; the end-to-end tests switch between real containers behind the real nginx.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socketserver
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from plugins.module_utils.traffic import SocketConnection, ask
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class _UnixServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+
+@dataclass
+class Slot:
+    """A version that answers as its fields say."""
+
+    path: Path
+    health: int = 200
+    errors: int = 0
+    """5xx it counts with every request to /health."""
+    slow: int = 0
+    """Requests of half a second it counts with every request to /health."""
+    wait: float = 0
+    """Seconds until it looks at a connection."""
+    asked: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=lambda: {"good": 1000, "bad": 0, "slow": 0})
+
+    def metrics(self) -> str:
+        good, bad, slow = self.counts["good"], self.counts["bad"], self.counts["slow"]
+        name = "http_request_duration_seconds_bucket"
+        return (
+            f'http_requests_total{{path="/",status="200"}} {good + slow}\n'
+            f'http_requests_total{{path="/",status="500"}} {bad}\n'
+            f'{name}{{path="/",le="0.01"}} {good + bad}\n'
+            f'{name}{{path="/",le="0.1"}} {good + bad}\n'
+            f'{name}{{path="/",le="+Inf"}} {good + bad + slow}\n'
+        )
+
+    def answer(self, path: str) -> tuple[int, bytes]:
+        self.asked.append(path)
+        if path == "/metrics":
+            return 200, self.metrics().encode()
+        if path == "/health":
+            self.counts["good"] += 20
+            self.counts["bad"] += self.errors
+            self.counts["slow"] += self.slow
+        return self.health, self.path.parent.name.encode()
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        slot = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                status, body = slot.answer(self.path)
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def setup(self) -> None:
+                time.sleep(slot.wait)
+                super().setup()
+
+            def address_string(self) -> str:
+                return "socket"
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        with serving(_UnixServer(str(self.path), Handler)):
+            yield
+
+
+@contextlib.contextmanager
+def serving(server: socketserver.BaseServer) -> Iterator[None]:
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@dataclass
+class World:
+    """Two slots and the public address in front of them."""
+
+    path: Path
+    port: int
+    ca: Path
+    blue: Slot
+    green: Slot
+
+    def active(self) -> str:
+        return str((self.path / "active").readlink())
+
+    def switch(self, target: str = "green", *options: str, **params: Any) -> dict[str, Any]:
+        """What the module answers when it is run by Ansible on this machine."""
+        public = {"host": "127.0.0.1", "port": self.port, "name": "localhost"}
+        arguments = {
+            "path": str(self.path),
+            "target": target,
+            "public": {**public, "ca_path": str(self.ca)},
+            "watch_seconds": 2,
+            **params,
+        }
+        finished = subprocess.run(
+            [
+                str(Path(sys.executable).with_name("ansible")),
+                *("-i", "localhost,", "-c", "local", "-m", "switch_slot"),
+                *("-a", json.dumps(arguments)),
+                *("-e", f"ansible_python_interpreter={sys.executable}", *options, "localhost"),
+            ],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "ANSIBLE_LOAD_CALLBACK_PLUGINS": "1",
+                "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
+            },
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert finished.stdout, finished.stderr
+        play = json.loads(finished.stdout)["plays"][0]
+        answer: dict[str, Any] = play["tasks"][0]["hosts"]["localhost"]
+        return answer
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+            *("-nodes", "-days", "2", "-subj", "/CN=localhost"),
+            *("-addext", "subjectAltName=DNS:localhost"),
+            *("-keyout", str(key), "-out", str(certificate)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    path = tmp_path / "sockets"
+    for name in ("blue", "green"):
+        (path / name).mkdir(parents=True)
+    (path / "active").symlink_to("blue")
+
+    class Front(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            connection = SocketConnection(path / "active" / "api-1.sock", 10)
+            try:
+                status, body = ask(connection, self.path, "localhost")
+            except OSError:
+                status, body = 502, b""
+            finally:
+                connection.close()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    front = ThreadingHTTPServer(("127.0.0.1", 0), Front)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    front.socket = context.wrap_socket(
+        front.socket, server_side=True, do_handshake_on_connect=False
+    )
+    blue, green = (Slot(path / name / "api-1.sock") for name in ("blue", "green"))
+    with blue.running(), green.running(), serving(front):
+        yield World(path, front.server_port, certificate, blue, green)
+
+
+def test_switch_loses_nothing_and_gives_a_receipt(world: World) -> None:
+    """BM-10: the good case, with what was sent before and after."""
+    answer = world.switch()
+    assert answer["changed"] is True
+    assert (answer["previous"], answer["active"], world.active()) == ("blue", "green", "green")
+    receipt = answer["receipt"]
+    assert receipt["before"]["sent"] >= 15
+    assert receipt["after"]["sent"] >= 30
+    assert receipt["before"]["failed"] == receipt["after"]["failed"] == receipt["errors"] == 0
+    assert receipt["answered"] >= 20 * 30
+    assert receipt["switch_ms"] < 100
+    assert world.green.asked[0] == "/health"
+
+
+def test_slot_that_serves_already(world: World) -> None:
+    """BM-10: nothing to do, and nothing is asked."""
+    answer = world.switch("blue")
+    assert answer["changed"] is False
+    assert world.blue.asked == []
+
+
+def test_check_mode(world: World) -> None:
+    """BM-10: says so, and neither switches nor asks."""
+    assert world.switch("green", "--check")["changed"] is True
+    assert world.active() == "blue"
+    assert world.green.asked == []
+
+
+def test_first_slot_is_not_watched(world: World) -> None:
+    """BM-10: nothing served before, so there is no public address to probe."""
+    (world.path / "active").unlink()
+    answer = world.switch("blue", public={"host": "127.0.0.1", "port": 9, "name": "localhost"})
+    assert (answer["previous"], answer["active"], world.active()) == (None, "blue", "blue")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"health": 503}, "Slot green answers 503 to /health"),
+        ({"path": None}, "Slot green listens on no socket"),
+    ],
+)
+def test_slot_that_does_not_answer(world: World, change: dict[str, Any], reason: str) -> None:
+    """BM-10: found before anything is switched; no client meets it."""
+    if "path" in change:
+        world.green.path.unlink()
+    else:
+        world.green.health = change["health"]
+    answer = world.switch()
+    assert reason in answer["msg"]
+    assert world.active() == "blue"
+    assert "receipt" not in answer
+
+
+def fails_later(slot: Slot) -> None:
+    """Healthy when asked beforehand, and not when clients come."""
+    good = slot.answer
+
+    def answer(path: str) -> tuple[int, bytes]:
+        if path == "/health" and len(slot.asked) > 5:
+            slot.asked.append(path)
+            return 500, b""
+        return good(path)
+
+    slot.answer = answer  # type: ignore[method-assign]
+
+
+def counts_errors(slot: Slot) -> None:
+    slot.errors = 2
+
+
+def counts_slowness(slot: Slot) -> None:
+    slot.slow = 20
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (fails_later, "a probe of the public address failed: HTTP 500"),
+        (counts_errors, "requests ended with a 5xx"),
+        (counts_slowness, "requests took longer than 0.1 s"),
+    ],
+)
+def test_worse_version_goes_back_by_itself(
+    world: World, fault: Callable[[Slot], None], reason: str
+) -> None:
+    """BM-10: with the reason, and the slot before serves again before the watch is over."""
+    fault(world.green)
+    answer = world.switch(watch_seconds=20)
+    assert "Slot green serves worse than blue did: " in answer["msg"]
+    assert reason in answer["msg"]
+    assert (answer["active"], world.active()) == ("blue", "blue")
+    assert answer["receipt"]["returned_after_seconds"] < 10
+    assert answer["receipt"]["back"]["failed"] == 0
+
+
+def test_successor_of_a_version_that_does_not_serve(world: World) -> None:
+    """BM-10: what is broken must not stand in the way of what mends it."""
+    world.blue.health = 503
+    answer = world.switch()
+    assert (answer["changed"], world.active()) == (True, "green")
+    assert answer["receipt"]["before"]["failures"] == ["HTTP 503"]
+    assert "after" not in answer["receipt"]
+
+
+def test_waits_for_what_the_slot_before_has_not_begun(world: World) -> None:
+    """BM-10: the stop that follows would reset connections that wait in its queue."""
+    world.blue.wait = 4
+    began = time.monotonic()
+    assert world.switch(watch_seconds=0.1)["changed"] is True
+    assert time.monotonic() - began > 4
