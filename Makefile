@@ -57,6 +57,10 @@ down: controller ## stop and remove the containers; data, secrets and configurat
 clean: controller ## remove the stack and ALL ITS DATA; asks first, CONFIRM=<project> answers
 	@$(playbook) playbooks/clean.yml --extra-vars 'clean_confirm=$(CONFIRM)'
 
+.PHONY: unlock
+unlock: controller ## clear the lock of a run that was killed
+	@$(playbook) playbooks/unlock.yml
+
 ##@ Look
 .PHONY: status
 status: controller ## services, release, traffic, disks, alerts at a glance; /status shows the same

@@ -31,7 +31,8 @@ _MARKUP = re.compile(r"\b[CVOIB]\(([^()]*)\)")
 def roles(root: Path) -> list[str]:
     """The roles in the order in which the site playbook runs them."""
     (play,) = yaml.safe_load((root / "playbooks" / "site.yml").read_text())
-    imports = (task.get("ansible.builtin.import_role") for task in play["tasks"])
+    tasks = [inner for task in play["tasks"] for inner in task.get("block", [task])]
+    imports = (task.get("ansible.builtin.import_role") for task in tasks)
     return [role["name"] for role in imports if role]
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
+import re
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import requests
 
-from tests.harness import ROOT, copy_tree, listening, playbook
+from tests.harness import ROOT, copy_tree, listening, playbook, wait_for
 
-from .conftest import DIRECTORY, INVENTORY, SETTINGS, site_yml
+from .conftest import DIRECTORY, INVENTORY, PROJECT, SETTINGS, site_yml
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.harness import Run, Stack
 
@@ -54,6 +57,27 @@ def serving(stack: Stack) -> Iterator[None]:
         thread.join()
     assert watch.failed == []
     assert watch.asked > 5
+
+
+@contextlib.contextmanager
+def asking(stack: Stack, path: str) -> Iterator[None]:
+    """A client that asks for one thing after the other, a little below what it may."""
+    stop = threading.Event()
+
+    def ask() -> None:
+        number = 0
+        while not stop.wait(0.12):
+            number += 1
+            with contextlib.suppress(requests.RequestException):
+                stack.site.get(f"{path}/{number}")
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def refused(run: Run, *words: str) -> None:
@@ -144,11 +168,41 @@ class TestSlotThatNeverServes:
         )
         slot = stack.api_slot()
         run = site_yml(api_source_dir=str(source), nginx_hsts_seconds=1234567)
-        refused(run, "/health is not", "not through a proxy", "What ran before runs on")
+        refused(
+            run,
+            "a probe of the public address failed: HTTP 500",
+            "not through a proxy",
+            "What ran before runs on",
+        )
         stack.wait_healthy()
         assert stack.api_slot() == slot
         answer = stack.site.get("/health")
         assert answer.headers["Strict-Transport-Security"] != "max-age=1234567"
+        site_yml().succeeded()
+
+    @pytest.mark.parametrize(
+        ("line", "reason"),
+        [
+            ("assert path.id % 5, 'every fifth'", "requests ended with a 5xx"),
+            ("__import__('time').sleep(0.3)", "requests took longer than"),
+        ],
+        ids=["errors", "slow"],
+    )
+    def test_version_that_serves_worse(
+        self, stack: Stack, source: Path, line: str, reason: str
+    ) -> None:
+        """BM-10: healthy and probed without fault, but clients fare worse: it goes by itself."""
+        routes = source / "compose_app" / "items" / "routes.py"
+        text = routes.read_text()
+        head = "    def get_item(path: ItemPath) -> Response:\n"
+        assert head in text
+        routes.write_text(text.replace(head, f"{head}        {line}\n"))
+        slot = stack.api_slot()
+        with asking(stack, "/api/items"):
+            run = site_yml(api_source_dir=str(source), api_watch_seconds=40)
+        refused(run, f"serves worse than {slot.removeprefix('api-')} did", reason)
+        refused(run, "What ran before runs on")
+        assert stack.api_slot() == slot
         site_yml().succeeded()
 
     def test_password_of_a_change_that_fails(self, stack: Stack, source: Path) -> None:
@@ -200,10 +254,30 @@ class TestSlotThatNeverServes:
         """FS-3: a new setting of the API goes to the idle slot, and the switch is not seen."""
         slot = stack.api_slot()
         with serving(stack):
-            site_yml(api_log_level="debug").succeeded()
+            run = site_yml(api_log_level="debug").succeeded()
         assert stack.api_slot() != slot
+        assert re.search(r"switch +\d+ probes, 0 failed; slowest \d+ ms before", run.output)
         run = site_yml(api_log_level="debug").succeeded()
         assert run.record["changed_tasks"] == []
+
+
+class TestTwoAtOnce:
+    """Whoever comes second."""
+
+    def test_is_told_who_is_first(self, stack: Stack) -> None:
+        """BM-10: refused before anything is looked at; the first goes on to its end."""
+        lock = Path(f"/run/compose-stack/{PROJECT}.lock")
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            first = pool.submit(site_yml, redis_queue_memory_mb=144)
+            wait_for("the first run's lock", lock.exists, 60, 0.05)
+            second = site_yml(redis_queue_memory_mb=160)
+            assert not first.done(), "the first run was over before the second began"
+            refused(second, "Another run is changing this stack: site.yml by", "make unlock")
+            assert second.record["changed_tasks"] == []
+            first.result().succeeded()
+        assert stack.one("redis-queue")["HostConfig"]["Memory"] == 144 << 20
+        assert not lock.exists()
+        site_yml().succeeded()
 
 
 class TestInterrupted:

@@ -1,0 +1,170 @@
+"""One run at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from plugins.action.run_lock import start_of
+from plugins.modules.run_lock import Lock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from .conftest import Project
+
+
+def owner(token: str = "laptop 1 x") -> dict[str, Any]:
+    return {"token": token, "who": "ada@laptop", "what": "site.yml", "controller": "laptop"}
+
+
+@pytest.fixture
+def lock(tmp_path: Path) -> Lock:
+    return Lock(tmp_path / "run" / "web.lock")
+
+
+def test_taken_once_and_given_back_by_its_owner_alone(lock: Lock) -> None:
+    """BM-10: the second is told who has it."""
+    assert lock.take(owner(), 60, "") == {}
+    assert lock.take(owner(), 60, "") == {}, "the same run may take it again"
+    assert lock.take(owner("other 2 y"), 60, "")["who"] == "ada@laptop"
+    assert lock.give_back("other 2 y") == {}
+    assert lock.owner()["token"] == "laptop 1 x"
+    assert lock.give_back("laptop 1 x")["token"] == "laptop 1 x"
+    assert lock.take(owner("other 2 y"), 60, "") == {}
+
+
+def test_what_counts_no_more(lock: Lock) -> None:
+    """BM-10: an expired lock, one whose run has ended, and what is no lock at all."""
+    assert lock.take(owner(), 0, "") == {}
+    assert lock.take(owner("b"), 60, "") == {}
+    assert lock.take(owner("c"), 60, "b") == {}
+    for text in ("", "[]", "{", '"text"', '{"expires": 9999999999}'):
+        lock.path.write_text(text)
+        assert lock.take(owner("d"), 60, "") == {}
+        assert lock.give_back(None)["token"] == "d"
+
+
+def test_of_fifty_at_once_one_gets_it(lock: Lock) -> None:
+    """BM-10: in processes of their own, started together."""
+    code = (
+        "import sys; from pathlib import Path; from plugins.modules.run_lock import Lock\n"
+        "sys.stdin.read()\n"
+        "me = {'token': sys.argv[2], 'who': sys.argv[2]}\n"
+        "print(Lock(Path(sys.argv[1])).take(me, 60, '').get('who', 'mine'))\n"
+    )
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(lock.path), str(number)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(50)
+    ]
+    for run in runs:
+        assert run.stdin is not None
+        run.stdin.close()
+    answers = []
+    for run in runs:
+        assert run.stdout is not None
+        answers.append(run.stdout.read().strip())
+        assert run.wait() == 0
+    (winner,) = (number for number, answer in enumerate(answers) if answer == "mine")
+    assert {answer for answer in answers if answer != "mine"} == {str(winner)}
+
+
+@pytest.fixture
+def other_run() -> Iterator[subprocess.Popen[bytes]]:
+    """A process of this controller that goes on."""
+    process = subprocess.Popen(["sleep", "600"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def held_by(process: int, path: Path) -> None:
+    """Leave the lock as a run of that process would."""
+    controller = os.uname().nodename
+    started = start_of(process)
+    text = {
+        "who": f"ada@{controller}",
+        "what": "site.yml",
+        "controller": controller,
+        "process": process,
+        "started": started,
+        "token": f"{controller} {process} {started}",
+        "since": time.time() - 240,
+        "expires": time.time() + 3000,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(text))
+
+
+def test_message_to_the_second(project: Project, other_run: subprocess.Popen[bytes]) -> None:
+    """BM-10: who, since when, and how to clear it; what the first holds stays."""
+    path = project.root / "run" / "web.lock"
+    held_by(other_run.pid, path)
+    outcome = project.tasks({"name": "Lock", "run_lock": {"path": str(path)}})
+    assert outcome.returncode != 0
+    message = outcome.last["msg"]
+    assert "Another run is changing this stack: site.yml by ada@" in message
+    assert "(4 minutes ago)" in message
+    assert "`make unlock`" in message
+    again = project.tasks({"name": "Lock", "run_lock": {"path": str(path)}}, options=("--check",))
+    assert again.returncode != 0
+    released = project.tasks({"run_lock": {"path": str(path), "state": "released"}})
+    assert released.returncode == 0
+    assert path.exists()
+    cleared = project.tasks({"run_lock": {"path": str(path), "state": "cleared"}})
+    assert cleared.last["changed"] is True
+    assert cleared.last["owner"]["what"] == "site.yml"
+    assert not path.exists()
+
+
+def test_run_that_was_killed(project: Project, other_run: subprocess.Popen[bytes]) -> None:
+    """BM-10: the next run on the same controller takes over, at once."""
+    path = project.root / "run" / "web.lock"
+    held_by(other_run.pid, path)
+    other_run.kill()
+    other_run.wait()
+    outcome = project.tasks(
+        {"name": "Lock", "run_lock": {"path": str(path)}},
+        {"name": "Unlock", "run_lock": {"path": str(path), "state": "released"}},
+    )
+    assert outcome.returncode == 0
+    assert outcome.tasks[0]["owner"]["what"] == "play.yml"
+    assert not path.exists()
+
+
+def test_where_the_module_cannot_run(project: Project) -> None:
+    """BM-10: no lock and no failure: what comes next says what is wrong."""
+    task = {"name": "Lock", "run_lock": {"path": "/proc/nothing/web.lock"}}
+    outcome = project.tasks(task, {"name": "Next", "ansible.builtin.debug": {"msg": "reached"}})
+    assert outcome.returncode == 0
+    assert outcome.tasks[0]["held"] is False
+
+
+def test_reader_during_changes(lock: Lock) -> None:
+    """BM-10: whoever looks meets a whole lock or none."""
+    stop = threading.Event()
+
+    def change() -> None:
+        while not stop.is_set():
+            lock.take(owner(), 60, "")
+            lock.give_back(None)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    seen = [lock.owner() for _ in range(3000)]
+    stop.set()
+    thread.join()
+    assert all(entry["who"] == "ada@laptop" for entry in seen if entry)
