@@ -78,6 +78,21 @@ def test_twice(empty: Backends) -> None:
             connection.execute("DROP TABLE items")
 
 
+def test_schema_of_a_newer_version(empty: Backends, source: Path) -> None:
+    """BM-10: after a rollback the older version starts on the schema of the newer one."""
+    add_migration(source, "0002", "0001", "ALTER TABLE items ADD COLUMN note text")
+    assert run(empty, src=source).returncode == 0
+    older = run(empty)
+    assert older.returncode == 0, older.stdout
+    said = json.loads(older.stdout.splitlines()[-1])
+    assert said["event"] == "schema is newer than this version, left as it is"
+    assert said["revision"] == "0002"
+    with empty.connect() as connection:
+        assert connection.execute("SELECT note FROM items").fetchall() == []
+        connection.execute("ALTER TABLE items DROP COLUMN note")
+        connection.execute("UPDATE alembic_version SET version_num = '0001'")
+
+
 def test_at_the_same_time(clean: Backends, source: Path) -> None:
     """FS-3: of two at once the second waits for the first, and then has nothing to do."""
     add_migration(source, "0002", "0001", "SELECT pg_advisory_xact_lock(1); CREATE TABLE once ()")

@@ -10,6 +10,8 @@ import psycopg
 import structlog
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, create_engine, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import NullPool
@@ -71,11 +73,24 @@ def _migrate(settings: MigrationSettings) -> None:
         _set_timeouts(connection, settings.wait_seconds)
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         _set_timeouts(connection, LOCK_TIMEOUT)
-        command.upgrade(alembic_config(connection), "head")
+        config = alembic_config(connection)
+        revision = _unknown_revision(config, connection)
+        if revision:
+            # A rollback: migrations only expand, so the version before runs on the newer schema.
+            _log.warning("schema is newer than this version, left as it is", revision=revision)
+            return
+        command.upgrade(config, "head")
         if settings.seed_demo_data:
             demo.seed(connection)
         connection.commit()
     _log.info("schema is up to date")
+
+
+def _unknown_revision(config: Config, connection: Connection) -> str | None:
+    """Where the schema is, when this package has no such migration."""
+    revision = MigrationContext.configure(connection).get_current_revision()
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    return revision if revision not in known else None
 
 
 def _set_timeouts(connection: Connection, lock_seconds: int) -> None:
