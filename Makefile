@@ -11,6 +11,8 @@ MAKEFLAGS += --no-print-directory
 INVENTORY ?= local
 ARGS ?=
 CONFIRM ?=
+WHY ?=
+TO ?=
 RENEW ?=
 
 VENV := $(CURDIR)/.venv
@@ -56,6 +58,20 @@ down: controller ## stop and remove the containers; data, secrets and configurat
 .PHONY: clean
 clean: controller ## remove the stack and ALL ITS DATA; asks first, CONFIRM=<project> answers
 	@$(playbook) playbooks/clean.yml --extra-vars 'clean_confirm=$(CONFIRM)'
+
+.PHONY: release
+release: export REASON = $(WHY)
+release: controller ## deploy a new version, watched; WHY='a faster search' is kept with it
+	@$(playbook) playbooks/site.yml \
+	  --extra-vars "$$(python -c 'import json, os; print(json.dumps({"stack_reason": os.environ["REASON"]}))')"
+
+.PHONY: rollback
+rollback: controller ## back to the release before, or to TO=<number>
+	@$(playbook) playbooks/rollback.yml $(if $(TO),--extra-vars 'rollback_to=$(TO)')
+
+.PHONY: releases
+releases: controller ## the releases that are kept, and what their switches cost
+	@$(playbook) playbooks/releases.yml
 
 .PHONY: unlock
 unlock: controller ## clear the lock of a run that was killed

@@ -1,0 +1,181 @@
+"""Make an earlier release ready to run again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = r"""
+module: release_stage
+short_description: Make an earlier release ready to run again
+version_added: "1.0.0"
+author: compose-stack
+description:
+  - Stages the trees that M(release_record) kept, for M(activate_trees) to make live. The slot that
+    serves stays as it is, and the other gets the release's version.
+  - Fails before anything is staged when an image or a secret that the release needs is gone.
+options:
+  path:
+    description: Directory that the releases are kept in.
+    type: path
+    required: true
+  number:
+    description: The release; by default the one before the last.
+    type: int
+  services:
+    description: Directory that the trees are live in.
+    type: path
+    required: true
+  stage:
+    description: Directory to stage them in.
+    type: path
+    required: true
+  sockets:
+    description: Directory that holds the slots.
+    type: path
+    required: true
+  slots:
+    description: Names of the slots.
+    type: list
+    elements: str
+    required: true
+  secrets:
+    description: Directory that holds the versions of the secrets.
+    type: path
+    required: true
+  loaded:
+    description: File in which M(service_reload) keeps what each service has read.
+    type: path
+    required: true
+attributes:
+  check_mode:
+    description: The stage is scratch space, and written in check mode, too.
+    support: full
+  diff_mode:
+    support: none
+"""
+
+EXAMPLES = r"""
+- name: Stage the release before the last
+  release_stage:
+    path: /opt/stack/state/releases
+    services: /opt/stack/services
+    stage: /var/tmp/stack.stage/services
+    sockets: /opt/stack/run/sockets
+    slots: [blue, green]
+    secrets: /opt/stack/secrets/.versions
+    loaded: /opt/stack/state/loaded.json
+"""
+
+RETURN = r"""
+release:
+  description: The release's record.
+  returned: success
+  type: dict
+latest:
+  description: Number of the last release.
+  returned: success
+  type: int
+serving:
+  description: Slot that serves now, or null.
+  returned: success
+  type: str
+target:
+  description: Slot that shall serve the release.
+  returned: success
+  type: str
+loads:
+  description: What each service that can reload shall have read.
+  returned: success
+  type: dict
+"""
+
+ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
+    "path": {"type": "path", "required": True},
+    "number": {"type": "int"},
+    "services": {"type": "path", "required": True},
+    "stage": {"type": "path", "required": True},
+    "sockets": {"type": "path", "required": True},
+    "slots": {"type": "list", "elements": "str", "required": True},
+    "secrets": {"type": "path", "required": True, "no_log": False},
+    "loaded": {"type": "path", "required": True},
+}
+
+
+def missing(release: dict[str, Any], secrets: Path) -> list[str]:
+    """What the release needs and is not there any more."""
+    gone = [
+        f"image {image}"
+        for image in sorted(set(release["images"].values()))
+        if subprocess.run(
+            ["docker", "image", "inspect", image], capture_output=True, timeout=60, check=False
+        ).returncode
+    ]
+    versions = (f"{name}.{version}" for name, version in sorted(release["secrets"].items()))
+    return gone + [f"secret {name}" for name in versions if not (secrets / name).exists()]
+
+
+def loads(release: dict[str, Any], record: Path) -> dict[str, Any]:
+    """What services shall have read: the release's configuration, and what is no part of it.
+
+    A certificate is renewed whatever release runs.
+    """
+    try:
+        read = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        read = {}
+    found: dict[str, Any] = {}
+    for service, parts in release["loads"].items():
+        before = read.get(service) if isinstance(read, dict) else None
+        others = before if isinstance(before, dict) else {}
+        found[service] = {**parts, **others, "config": parts["config"]}
+    return found
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
+    # Not at the top: a linter that imports this file to read its arguments has no such module.
+    from ansible.module_utils import releases, slots, trees
+
+    params = module.params
+    path = Path(params["path"])
+    kept = releases.numbers(path)
+    number = params["number"]
+    if number is None:
+        if len(kept) < 2:
+            module.fail_json(
+                msg="There is no release before the present one: `make releases` lists them."
+            )
+        number = kept[-2]
+    serving = slots.active(Path(params["sockets"]))
+    try:
+        release = releases.load(path, number)
+        restored = releases.restore(
+            path, number, Path(params["services"]), params["slots"], serving
+        )
+        gone = missing(release, Path(params["secrets"]))
+        if gone:
+            module.fail_json(
+                msg=f"Release {number} cannot run again: {', '.join(gone)} is gone. Nothing was "
+                "changed. Choose another of `make releases`, or bring it back."
+            )
+        releases.stage(Path(params["stage"]), restored.trees)
+    except trees.TreeError as error:
+        module.fail_json(msg=f"{error}. Nothing was changed.")
+    module.exit_json(
+        changed=False,
+        release=release,
+        latest=kept[-1],
+        serving=serving,
+        target=restored.target,
+        loads=loads(release, Path(params["loaded"])),
+    )
+
+
+if __name__ == "__main__":
+    main()

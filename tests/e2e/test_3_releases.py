@@ -1,0 +1,96 @@
+"""Releases: kept, listed, and brought back whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.harness import playbook
+
+from .conftest import DIRECTORY, INVENTORY, site_yml
+from .test_3_failures import refused, serving
+
+if TYPE_CHECKING:
+    from tests.harness import Run, Stack
+
+pytestmark = pytest.mark.timeout(300, func_only=True)
+
+RELEASES = Path(DIRECTORY, "state", "releases")
+
+
+def rollback(**variables: Any) -> Run:
+    return playbook(INVENTORY, name="rollback.yml", variables=variables)
+
+
+def latest() -> dict[str, Any]:
+    number = max(int(path.name) for path in RELEASES.iterdir())
+    record: dict[str, Any] = json.loads((RELEASES / str(number) / "release.json").read_text())
+    return record
+
+
+def setting(stack: Stack, name: str) -> str:
+    environment = stack.services()[stack.api_slot()][0]["Config"]["Env"]
+    return str(dict(line.split("=", 1) for line in environment)[name])
+
+
+def test_there_and_back_and_there_again(stack: Stack) -> None:
+    """BM-10: a release, a rollback, a rollback of the rollback; no request is lost."""
+    before = latest()["number"]
+    with serving(stack):
+        site_yml(api_log_level="debug", stack_reason="more to read").succeeded()
+    record = latest()
+    assert record["number"] == before + 1
+    assert (record["why"], record["schema"]) == ("more to read", "0001")
+    assert record["receipt"]["after"]["failed"] == 0
+    assert record["images"]["api"] == stack.services()[stack.api_slot()][0]["Config"]["Image"]
+
+    with serving(stack):
+        run = rollback().succeeded()
+    assert f"{before + 2}: back to release {before} " in " ".join(run.output.split())
+    assert setting(stack, "API_LOG_LEVEL") == "info"
+
+    with serving(stack):
+        rollback().succeeded()
+    assert setting(stack, "API_LOG_LEVEL") == "debug"
+    assert latest()["why"] == f"back to release {before + 1}"
+
+    listed = playbook(INVENTORY, name="releases.yml").succeeded()
+    assert listed.changed == 0
+    (line,) = (line for line in listed.output.splitlines() if "(serves)" in line)
+    assert f"back to release {before + 1}" in line
+
+    with serving(stack):
+        rollback(rollback_to=before, stack_reason="as it was").succeeded()
+    assert setting(stack, "API_LOG_LEVEL") == "info"
+    assert site_yml().succeeded().changed == 0
+
+
+def test_settings_and_secrets_come_back_too(stack: Stack) -> None:
+    """BM-10, FS-8: not new secrets with old code."""
+
+    def state() -> tuple[str, str]:
+        mounts = {m["Destination"]: m["Source"] for m in stack.one("redis-cache")["Mounts"]}
+        promised = stack.site.get("/health").headers["Strict-Transport-Security"]
+        return mounts["/run/secrets/redis_cache_password"], promised
+
+    before = state()
+    secrets = {"redis_cache_password": "another-password-3"}
+    site_yml(nginx_hsts_seconds=1111111, secrets_values=secrets).succeeded()
+    stack.wait_healthy()
+    after = state()
+    assert (before[0] != after[0], before[1] != after[1]) == (True, True)
+    rollback().succeeded()
+    stack.wait_healthy()
+    assert state() == before
+    site_yml().succeeded()
+
+
+def test_what_cannot_be_brought_back(stack: Stack) -> None:
+    """BM-10: refused with what there is, and nothing has changed."""
+    with serving(stack):
+        run = rollback(rollback_to=9999)
+        refused(run, "release 9999 cannot be read", "kept are: ", "Nothing was changed")
+    assert run.record["changed_tasks"] == []

@@ -1,0 +1,246 @@
+"""Releases as they are kept, and made ready to run again in whatever slot is free."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from typing import TYPE_CHECKING, Any
+
+import ansible.module_utils
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.harness import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import ModuleType
+
+    from .conftest import Outcome, Project
+
+ansible.module_utils.__path__.append(str(ROOT / "plugins" / "module_utils"))
+releases: ModuleType = importlib.import_module("plugins.module_utils.releases")
+TreeError = importlib.import_module("ansible.module_utils.trees").TreeError
+
+SLOTS = ["blue", "green"]
+
+
+class Host:
+    """A directory in which versions of an API run in turns, as the roles would have it."""
+
+    def __init__(self, path: Path) -> None:
+        self.kept = path / "releases"
+        self.services = path / "services"
+        self.serving: str | None = None
+        self.runs: dict[str, str] = {}
+
+    def write(self, name: str, text: str) -> None:
+        file = self.services / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+    def deploy(self, version: str, setting: str = "on") -> int:
+        """What site.yml leaves behind, with the version in the slot that was idle."""
+        if self.serving is None or self.runs[self.serving] != version:
+            self.serving = "green" if self.serving == "blue" else "blue"
+            self.runs[self.serving] = version
+        for slot in SLOTS:
+            here = self.runs.get(slot, version)
+            self.write(f"api/current/{slot}.yml", f"api-{slot}: {here}\n")
+        spare = "green" if self.serving == "blue" else "blue"
+        self.write("api/current/spare.yml", f"api-{spare}: {version}\n")
+        self.write("nginx/current/nginx.conf", f"{setting}\n")
+        scales = [
+            f"{what}_{slot.upper()}_SCALE={count if slot == self.serving else 0}\n"
+            for slot in SLOTS
+            for what, count in (("MIGRATE", 1), ("API", 3))
+        ]
+        self.write("stack/current/.env", "PROJECT=web\n" + "".join(scales))
+        facts = {"slot": self.serving, "version": version, "setting": setting}
+        return int(releases.record(self.kept, self.services, ["api", "nginx", "stack"], facts))
+
+    def back(self, number: int) -> Any:
+        return releases.restore(self.kept, number, self.services, SLOTS, self.serving)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path)
+
+
+def text(restored: Any, name: str, file: str) -> str:
+    content: bytes = restored.trees[name][file].content
+    return content.decode()
+
+
+def test_records_are_whole_and_numbered(host: Host) -> None:
+    """BM-10: what is rendered, and whence, when and why."""
+    assert [host.deploy("one"), host.deploy("two")] == [1, 2]
+    record = releases.load(host.kept, 2)
+    assert (record["number"], record["version"], record["slot"]) == (2, "two", "green")
+    assert set(record["trees"]) == {"api", "nginx", "stack"}
+    assert (host.kept / "1" / "api" / "blue.yml").read_text() == "api-blue: one\n"
+
+
+def test_back_to_the_release_before(host: Host) -> None:
+    """BM-10: into the slot that is free, with the settings of then."""
+    host.deploy("one", "on")
+    host.deploy("two", "off")
+    restored = host.back(1)
+    assert restored.target == "blue"
+    assert text(restored, "api", "blue.yml") == "api-blue: one\n"
+    assert text(restored, "api", "green.yml") == "api-green: two\n"
+    assert text(restored, "nginx", "nginx.conf") == "on\n"
+    assert "API_BLUE_SCALE=3\n" in text(restored, "stack", ".env")
+    assert "API_GREEN_SCALE=0\n" in text(restored, "stack", ".env")
+
+
+def test_its_own_slot_is_taken(host: Host) -> None:
+    """BM-10: two releases back, what served there has made room for what serves now."""
+    host.deploy("one")
+    host.deploy("two")
+    host.deploy("three")
+    restored = host.back(1)
+    assert restored.target == "green"
+    assert text(restored, "api", "green.yml") == "api-green: one\n"
+    assert text(restored, "api", "blue.yml") == "api-blue: three\n"
+    assert text(restored, "api", "spare.yml") == "api-blue: one\n"
+    environment = text(restored, "stack", ".env")
+    assert "MIGRATE_GREEN_SCALE=1\nAPI_GREEN_SCALE=3\n" in environment
+    assert "MIGRATE_BLUE_SCALE=0\nAPI_BLUE_SCALE=0\n" in environment
+
+
+def test_what_differs_is_not_the_application(host: Host) -> None:
+    """BM-10: then it goes on serving, and nothing is switched."""
+    host.deploy("one", "on")
+    host.deploy("one", "off")
+    restored = host.back(1)
+    assert restored.target == host.serving == "blue"
+    assert text(restored, "nginx", "nginx.conf") == "on\n"
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["on", "off"])), min_size=2))
+@settings(max_examples=60, deadline=None)
+def test_any_history_any_way_back(
+    tmp_path_factory: pytest.TempPathFactory, history: list[tuple[str, str]]
+) -> None:
+    """BM-10: whatever was deployed, each release comes back as it was, beside what serves."""
+    host = Host(tmp_path_factory.mktemp("host"))
+    for version, setting in history:
+        host.deploy(version, setting)
+    now = host.runs[str(host.serving)]
+    for number, (version, setting) in enumerate(history, 1):
+        restored = host.back(number)
+        slot = str(restored.target)
+        assert text(restored, "api", f"{slot}.yml") == f"api-{slot}: {version}\n"
+        assert text(restored, "api", f"{host.serving}.yml") == f"api-{host.serving}: {now}\n"
+        assert text(restored, "nginx", "nginx.conf") == f"{setting}\n"
+        assert (slot == host.serving) == (version == now)
+
+
+def test_nothing_serves(host: Host) -> None:
+    """BM-10: after `make down`, say, the slot is the one it had."""
+    host.deploy("one")
+    host.deploy("two")
+    host.serving = None
+    assert host.back(1).target == "blue"
+
+
+def test_a_release_that_was_changed(host: Host) -> None:
+    """BM-10: is refused, with the place."""
+    host.deploy("one")
+    (host.kept / "1" / "nginx" / "nginx.conf").write_text("something else\n")
+    with pytest.raises(TreeError, match=r"release 1 is not as it was recorded: .*/1/nginx"):
+        host.back(1)
+
+
+def test_a_release_that_is_not_there(host: Host) -> None:
+    """BM-10: is refused, and the message lists those that are."""
+    host.deploy("one")
+    host.deploy("two")
+    with pytest.raises(TreeError, match=r"release 7 cannot be read .*kept are: 1, 2$"):
+        host.back(7)
+
+
+def test_interrupted_record(host: Host) -> None:
+    """BM-10: half a release is none, and the next takes its number."""
+    host.deploy("one")
+    (host.kept / ".2" / "api").mkdir(parents=True)
+    assert releases.numbers(host.kept) == [1]
+    assert host.deploy("two") == 2
+
+
+def test_pruned_by_count(host: Host) -> None:
+    """BM-10: the newest stay, and never less than two."""
+    for version in "abcdef":
+        host.deploy(version)
+    gone = releases.prune(host.kept, 3)
+    assert [record["version"] for record in gone] == ["a", "b", "c"]
+    assert releases.numbers(host.kept) == [4, 5, 6]
+    releases.prune(host.kept, 0)
+    assert releases.numbers(host.kept) == [5, 6]
+    assert host.deploy("g") == 7
+
+
+@pytest.fixture
+def staged(project: Project, host: Host) -> Any:
+    """Run the module on the host's releases."""
+    sockets = project.root / "sockets"
+    sockets.mkdir()
+    secrets = project.root / "secrets"
+    secrets.mkdir()
+
+    def stage(**params: Any) -> Outcome:
+        (sockets / "active").unlink(missing_ok=True)
+        (sockets / "active").symlink_to(str(host.serving))
+        return project.tasks(
+            {
+                "release_stage": {
+                    "path": str(host.kept),
+                    "services": str(host.services),
+                    "stage": str(project.stage),
+                    "sockets": str(sockets),
+                    "slots": SLOTS,
+                    "secrets": str(secrets),
+                    "loaded": str(project.root / "loaded.json"),
+                    **params,
+                }
+            }
+        )
+
+    return stage
+
+
+def amend(host: Host, number: int, **facts: Any) -> None:
+    file = host.kept / str(number) / "release.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **facts}))
+
+
+def test_module_stages_the_release_before(project: Project, host: Host, staged: Any) -> None:
+    """BM-10: as render_tree would have, and keeps of what is loaded what is no configuration."""
+    loads = {"nginx": {"config": "then", "certificate": "old"}}
+    for number, version in enumerate(("one", "two"), 1):
+        host.deploy(version)
+        amend(host, number, images={}, secrets={}, loads=loads)
+    (project.root / "loaded.json").write_text(
+        json.dumps({"nginx": {"config": "now", "certificate": "renewed"}})
+    )
+    answer = staged().last
+    assert (answer["release"]["number"], answer["latest"]) == (1, 2)
+    assert (answer["serving"], answer["target"]) == ("green", "blue")
+    assert answer["loads"] == {"nginx": {"config": "then", "certificate": "renewed"}}
+    assert (project.stage / "api" / "current" / "blue.yml").read_text() == "api-blue: one\n"
+
+
+def test_module_refuses_what_cannot_run(project: Project, host: Host, staged: Any) -> None:
+    """BM-10: before anything is staged, naming what is gone."""
+    host.deploy("one")
+    assert "There is no release before the present one" in staged().last["msg"]
+    host.deploy("two")
+    needs = {"images": {"api": "nowhere/api:1"}, "secrets": {"password": "abc"}, "loads": {}}
+    amend(host, 1, **needs)
+    message = staged(number=1).last["msg"]
+    assert "image nowhere/api:1, secret password.abc is gone" in message
+    assert "Nothing was changed" in message
+    assert not project.stage.exists()
