@@ -22,6 +22,8 @@ SOCKET = "/var/run/docker.sock"
 PID_FILE = "/var/run/docker.pid"
 DAEMON_JSON = "/etc/docker/daemon.json"
 DATA_ROOT = "/var/lib/docker"
+CONTAINERD_ROOT = "/var/lib/containerd"
+"""Where an engine that leaves images to containerd, the default from version 29 on, has them."""
 
 # https://docs.docker.com/reference/cli/dockerd/#configuration-reload-behavior
 RELOADABLE = frozenset(
@@ -246,6 +248,7 @@ def docker_facts() -> dict[str, Any]:
         "compose_version": "",
         "buildx_version": "",
         "root_dir": (options or {}).get("data-root", DATA_ROOT),
+        "images_dir": (options or {}).get("data-root", DATA_ROOT),
         "containers_running": 0,
         "idle": True,
         "swarm": False,
@@ -266,6 +269,10 @@ def docker_facts() -> dict[str, Any]:
         return facts
     facts["version"] = info["ServerVersion"]
     facts["root_dir"] = info["DockerRootDir"]
+    by_containerd = ["driver-type", "io.containerd.snapshotter.v1"] in (
+        info.get("DriverStatus") or []
+    )
+    facts["images_dir"] = CONTAINERD_ROOT if by_containerd else facts["root_dir"]
     facts["containers_running"] = info["ContainersRunning"]
     facts["idle"] = info["ContainersRunning"] == 0 and not clients_connected()
     facts["swarm"] = (info.get("Swarm") or {}).get("LocalNodeState") == "active"

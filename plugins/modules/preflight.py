@@ -604,12 +604,16 @@ class Preflight:
     # Disk and data
 
     def check_disk(self) -> None:
-        docker_mb = self.params["disk_docker_mb"]
-        if not self.image_present:
-            docker_mb += self.params["disk_images_mb"]
         root_dir = self.facts["docker"]["root_dir"] or DATA_ROOT
+        images_dir = self.facts["docker"]["images_dir"] or DATA_ROOT
+        images_mb = 0 if self.image_present else self.params["disk_images_mb"]
+        docker_mb = self.params["disk_docker_mb"]
         places = [(self.params["stack_dir"], self.params["disk_stack_mb"], "stack_dir")]
-        places.append((root_dir, docker_mb, "Docker's data"))
+        if images_dir == root_dir:
+            places.append((root_dir, docker_mb + images_mb, "Docker's data"))
+        else:
+            places.append((root_dir, docker_mb, "Docker's data"))
+            places.append((images_dir, images_mb, "its images"))
         filesystems: dict[int, tuple[list[str], int, Path]] = {}
         self.facts["disk"] = {}
         for wanted, needed, what in places:

@@ -265,6 +265,19 @@ def test_merge_keeps_what_others_wrote() -> None:
     }
 
 
+def test_room_where_containerd_keeps_the_images(
+    engine: Callable[..., FakeEngine], tmp_path: Path
+) -> None:
+    """Bad input: engines from 29 on leave images to containerd, in a directory of its own."""
+    started = engine()
+    assert "/var/lib/containerd" not in look(tmp_path).facts["disk"]
+    started.answers["/info"] |= {"DriverStatus": [["driver-type", "io.containerd.snapshotter.v1"]]}
+    found = look(tmp_path, disk_images_mb=10**9, images=["compose-stack/api"])
+    assert found.facts["disk"]["/var/lib/containerd"]["needed_mb"] == 10**9
+    assert found.facts["disk"][str(tmp_path)]["needed_mb"] == 0
+    assert "its images (/var/lib/containerd)" in causes(found)
+
+
 def test_images_need_room_only_once(engine: Callable[..., FakeEngine], tmp_path: Path) -> None:
     """Bad input: too little disk, for what is still to be made."""
     started = engine()
