@@ -124,7 +124,7 @@ bench: development ## measure the stack; prints a table
 	@python -m tests.bench
 
 .PHONY: prove
-prove: development ## make every alert fire by a real fault; half an hour, as root
+prove: development ## what takes too long for `test`: every alert, twenty releases, Ubuntu; an hour, as root
 	@python -m pytest --capture=no --tb=short tests/prove
 
 .PHONY: lock

@@ -153,6 +153,7 @@ class Switch:
             (sent,) = prober.stop()
             self.receipt = {"before": sent.summary()}
             self.point(self.target)
+            self.drain(before)
             return
         old, start = self.counted(before), self.counted(self.target)
         prober.next_phase()

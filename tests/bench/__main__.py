@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import statistics
 import sys
@@ -81,6 +82,12 @@ class Bench:
             )
             for service, items in self.stack.services().items()
         }
+
+    def latest_release(self) -> dict[str, Any]:
+        kept = Path(self.directory, "state", "releases")
+        number = max(int(path.name) for path in kept.iterdir())
+        record: dict[str, Any] = json.loads((kept / str(number) / "release.json").read_text())
+        return record
 
     def processes(self, service: str) -> set[str]:
         listed = Engine().run("docker", "top", self.stack.one(service)["Id"], "-o", "pid")

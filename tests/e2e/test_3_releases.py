@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.harness import playbook
+from tests.harness import ROOT, copy_tree, playbook
+from tests.traffic import Traffic, add_slow_route
 
 from .conftest import DIRECTORY, INVENTORY, site_yml
 from .test_3_failures import refused, serving
@@ -66,6 +68,26 @@ def test_there_and_back_and_there_again(stack: Stack) -> None:
         rollback(rollback_to=before, stack_reason="as it was").succeeded()
     assert setting(stack, "API_LOG_LEVEL") == "info"
     assert site_yml().succeeded().changed == 0
+
+
+def test_release_under_load(stack: Stack, tmp_path: Path) -> None:
+    """BM-10: writes on kept connections, an upload of 1 MB, requests of 8 s: none fails."""
+    for directory in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        directory.chmod(0o755)
+    for version in ("old", "new"):
+        copy_tree(ROOT / "app" / "src", tmp_path / version)
+        add_slow_route(tmp_path / version, 8)
+    unlimited = {"nginx_rate_limit": 100000, "nginx_rate_burst": 100000}
+    site_yml(api_source_dir=str(tmp_path / "old"), **unlimited).succeeded()
+    with Traffic(stack.site, per_second=20) as traffic:
+        time.sleep(3)
+        site_yml(api_source_dir=str(tmp_path / "new"), **unlimited).succeeded()
+        time.sleep(1)
+    assert traffic.failures == []
+    assert traffic.lost(stack) == []
+    assert len(traffic.acknowledged) > 100
+    assert {answer.kind for answer in traffic.answers} == {"POST", "PUT", "GET"}
+    site_yml().succeeded()
 
 
 def test_settings_and_secrets_come_back_too(stack: Stack) -> None:

@@ -46,7 +46,7 @@ class Slot:
     slow: int = 0
     """Requests of half a second it counts with every request to /health."""
     wait: float = 0
-    """Seconds until it looks at a connection."""
+    """Seconds that what comes on its own socket alone has to wait for its turn."""
     asked: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=lambda: {"good": 1000, "bad": 0, "slow": 0})
 
@@ -63,6 +63,8 @@ class Slot:
 
     def answer(self, path: str) -> tuple[int, bytes]:
         self.asked.append(path)
+        if path == "/health/live":
+            time.sleep(self.wait)
         if path == "/metrics":
             return 200, self.metrics().encode()
         if path == "/health":
@@ -82,10 +84,6 @@ class Slot:
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
-
-            def setup(self) -> None:
-                time.sleep(slot.wait)
-                super().setup()
 
             def address_string(self) -> str:
                 return "socket"
@@ -309,9 +307,12 @@ def test_successor_of_a_version_that_does_not_serve(world: World) -> None:
     assert "after" not in answer["receipt"]
 
 
-def test_waits_for_what_the_slot_before_has_not_begun(world: World) -> None:
+@pytest.mark.parametrize("health", [200, 503], ids=["serving", "not serving"])
+def test_waits_for_what_the_slot_before_has_not_begun(world: World, health: int) -> None:
     """BM-10: the stop that follows would reset connections that wait in its queue."""
-    world.blue.wait = 4
+    world.blue.health = health
+    world.blue.wait = 5
     began = time.monotonic()
     assert world.switch(watch_seconds=0.1)["changed"] is True
-    assert time.monotonic() - began > 4
+    assert time.monotonic() - began > 5
+    assert world.blue.asked[-1] == "/health/live"
