@@ -25,8 +25,8 @@ UNLIMITED: dict[str, Any] = {"nginx_rate_limit": 100000, "nginx_rate_burst": 100
 NOTES = f"""\
 - Writes: 40 a second over {POSTERS} kept connections with TLS, at a fixed rate whether or not the
   ones before have been answered; each counts from the moment it was due and is never tried again.
-  With them one upload of 1 MB after the other, each taking 5 s, and two requests of {LONG_SECONDS} s at
-  a time. Every write that was acknowledged was looked for in the database afterwards.
+  With them one upload of 1 MB after the other, each taking 5 s, and two requests of
+  {LONG_SECONDS} s at a time. Every acknowledged write was looked for in the database afterwards.
 - Each release exchanges the application's source. It takes as long as the containers need to start
   and to finish requests of {LONG_SECONDS} s, and 5 s of watching; the switch itself is a rename.
 - Compose alone: `docker compose up --detach --no-deps --force-recreate --wait` of the serving
