@@ -73,6 +73,14 @@ rollback: controller ## back to the release before, or to TO=<number>
 releases: controller ## the releases that are kept, and what their switches cost
 	@$(playbook) playbooks/releases.yml
 
+.PHONY: maintenance
+maintenance: controller ## `make maintenance on` answers 503 to all but operators, `off` ends it
+	@$(playbook) playbooks/maintenance.yml --extra-vars 'maintenance_state=$(filter on off,$(MAKECMDGOALS))'
+
+.PHONY: on off
+on off:
+	@:
+
 .PHONY: unlock
 unlock: controller ## clear the lock of a run that was killed
 	@$(playbook) playbooks/unlock.yml

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.harness import ROOT, copy_tree, playbook
+from tests.public import assert_headers
 from tests.traffic import Traffic, add_slow_route
 
 from .conftest import DIRECTORY, INVENTORY, site_yml
@@ -108,6 +110,44 @@ def test_settings_and_secrets_come_back_too(stack: Stack) -> None:
     stack.wait_healthy()
     assert state() == before
     site_yml().succeeded()
+
+
+def test_maintenance(stack: Stack) -> None:
+    """BM-10: all but operators get 503 with Retry-After, monitoring sees the stack as it is."""
+
+    def switch(state: str) -> Run:
+        run = playbook(INVENTORY, name="maintenance.yml", variables={"maintenance_state": state})
+        return run.succeeded()
+
+    said = " ".join(switch("on").output.split())
+    found = re.search(r"open https://localhost:\d+(/maintenance/[0-9a-f]{32}) first", said)
+    assert found is not None, said
+    try:
+        answer = stack.site.get("/api/items")
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+        assert answer.json()["detail"] == "Down for maintenance; try again soon."
+        page = stack.site.get("/", headers={"Accept": "text/html"})
+        assert page.status_code == 503
+        assert "Back soon" in page.text
+        assert_headers(page)
+        assert stack.site.get("/static/maintenance.css").status_code == 200
+        assert stack.site.get("/health").status_code == 200
+
+        passed = stack.site.get(found[1])
+        assert (passed.status_code, passed.headers["Location"]) == (303, "/")
+        assert_headers(passed)
+        cookie = passed.headers["Set-Cookie"].split(";")[0]
+        assert stack.site.get("/api/items", headers={"Cookie": cookie}).status_code == 200
+        for wrong in ("maintenance=../on", f"maintenance={'0' * 32}", "maintenance="):
+            refusal = stack.site.get("/api/items", headers={"Cookie": wrong})
+            assert refusal.status_code == 503, wrong
+        assert stack.site.get(f"/maintenance/{'0' * 32}").status_code == 404
+        assert switch("on").changed == 0
+    finally:
+        switch("off")
+    assert stack.site.patiently("GET", "/api/items").status_code == 200
+    assert stack.site.patiently("GET", found[1]).status_code == 404
+    assert switch("off").changed == 0
 
 
 def test_what_cannot_be_brought_back(stack: Stack) -> None:
