@@ -11,6 +11,7 @@ MAKEFLAGS += --no-print-directory
 INVENTORY ?= local
 ARGS ?=
 CONFIRM ?=
+API ?=
 WHY ?=
 TO ?=
 RENEW ?=
@@ -72,6 +73,11 @@ rollback: controller ## back to the release before, or to TO=<number>
 .PHONY: releases
 releases: controller ## the releases that are kept, and what their switches cost
 	@$(playbook) playbooks/releases.yml
+
+.PHONY: scale
+scale: controller ## as many containers of the API as API=3 says; the inventory's api_scale keeps it
+	@$(if $(API),,echo 'Say how many: make scale API=3' >&2; exit 2;) \
+	  $(playbook) playbooks/site.yml --extra-vars '{"api_scale": $(API)}'
 
 .PHONY: maintenance
 maintenance: controller ## `make maintenance on` answers 503 to all but operators, `off` ends it

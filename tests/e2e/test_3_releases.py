@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from plugins.module_utils.bake import read
+from plugins.module_utils.traffic import SocketConnection, ask
 from tests.harness import ROOT, copy_tree, playbook
 from tests.public import assert_headers
 from tests.traffic import Traffic, add_slow_route
@@ -110,6 +112,27 @@ def test_settings_and_secrets_come_back_too(stack: Stack) -> None:
     stack.wait_healthy()
     assert state() == before
     site_yml().succeeded()
+
+
+def test_scale(stack: Stack) -> None:
+    """UT-8: more containers and fewer again, each with a share of the requests; none is lost."""
+    with serving(stack):
+        site_yml(api_scale=3).succeeded()
+    slot = stack.api_slot()
+    assert len(stack.services()[slot]) == 3
+    for _ in range(15):
+        assert stack.site.patiently("GET", "/api/items?limit=1").status_code == 200
+    directory = Path(DIRECTORY, "run", "sockets", slot.removeprefix("api-"))
+    served = []
+    for index in (1, 2, 3):
+        connection = SocketConnection(directory / f"api-{index}.sock", 10)
+        served.append(read(ask(connection, "/metrics", "localhost")[1].decode()).count)
+        connection.close()
+    assert sum(served) >= 15
+    assert min(served) >= 2, served
+    with serving(stack):
+        site_yml().succeeded()
+    assert len(stack.services()[stack.api_slot()]) == 1
 
 
 def test_maintenance(stack: Stack) -> None:
