@@ -12,7 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from alembic import command
+from sqlalchemy import create_engine, event
+from sqlalchemy.pool import NullPool
 
+from compose_app import migrate
 from conftest import SRC, Backends, free_port, wait_for
 
 
@@ -178,3 +182,53 @@ def test_wrong_password(clean: Backends, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "password authentication failed" in done.stdout
     assert "hunter2" not in done.stdout + done.stderr
+
+
+def squawk(sql: str) -> str:
+    """What the linter says against it; empty when nothing."""
+    done = subprocess.run(
+        [
+            *(str(Path(sys.executable).with_name("squawk")), "--reporter=gcc"),
+            *("--pg-version=17", "--assume-in-transaction"),
+            # Prices and amounts that fit are no keys that run out.
+            *("--exclude=prefer-bigint-over-int", "--stdin-filepath=migrations.sql"),
+        ],
+        input=sql,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0 or "migrations.sql" in done.stdout, done.stderr
+    return done.stdout if done.returncode else ""
+
+
+def test_migrations_disturb_nobody(empty: Backends) -> None:
+    """FS-3: no statement blocks or breaks the version that serves meanwhile."""
+    executed: list[str] = []
+    engine = create_engine("postgresql+psycopg://", creator=empty.connect, poolclass=NullPool)
+    event.listen(
+        engine, "before_cursor_execute", lambda _connection, _cursor, sql, *_: executed.append(sql)
+    )
+    with engine.connect() as connection:
+        migrate._set_timeouts(connection, migrate.LOCK_TIMEOUT)
+        command.upgrade(migrate.alembic_config(connection), "head")
+        connection.commit()
+    own = [sql for sql in executed if "alembic_version" not in sql and "SELECT" not in sql.upper()]
+    assert any("CREATE TABLE items" in sql for sql in own)
+    assert squawk(";\n".join(own) + ";\n") == ""
+
+
+@pytest.mark.parametrize(
+    ("statement", "rule"),
+    [
+        ("ALTER TABLE items ADD COLUMN note text NOT NULL", "adding-required-field"),
+        ("ALTER TABLE items RENAME COLUMN name TO title", "renaming-column"),
+        ("ALTER TABLE items DROP COLUMN description", "ban-drop-column"),
+        ("ALTER TABLE items ALTER COLUMN quantity TYPE bigint", "changing-column-type"),
+    ],
+)
+def test_linter_notices(statement: str, rule: str) -> None:
+    """FS-3: what would break the version before, or hold a table up, is found."""
+    timeouts = "SET LOCAL lock_timeout = '10s';\nSET LOCAL statement_timeout = '600s';\n"
+    assert rule in squawk(f"{timeouts}{statement};\n")
