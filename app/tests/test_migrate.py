@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from alembic import command
 from sqlalchemy import create_engine, event
 from sqlalchemy.pool import NullPool
 
@@ -90,9 +89,23 @@ def test_schema_of_a_newer_version(empty: Backends, source: Path) -> None:
     assert older.returncode == 0, older.stdout
     said = json.loads(older.stdout.splitlines()[-1])
     assert said["event"] == "schema is newer than this version, left as it is"
-    assert said["revision"] == "0002"
     with empty.connect() as connection:
         assert connection.execute("SELECT note FROM items").fetchall() == []
+        connection.execute("ALTER TABLE items DROP COLUMN note")
+        connection.execute("UPDATE alembic_version SET version_num = '0001'")
+
+
+def test_schema_of_another_branch(empty: Backends, source: Path, tmp_path: Path) -> None:
+    """FS-3: a revision that is merely unknown is no newer one, and must not pass for it."""
+    add_migration(source, "0002a", "0001", "ALTER TABLE items ADD COLUMN note text")
+    assert run(empty, src=source).returncode == 0
+    branch = tmp_path / "branch"
+    shutil.copytree(SRC, branch, ignore=shutil.ignore_patterns("__pycache__"))
+    add_migration(branch, "0002b", "0001", "ALTER TABLE items ADD COLUMN colour text")
+    other = run(empty, src=branch)
+    assert other.returncode == 1, other.stdout
+    assert "0002a" in other.stdout
+    with empty.connect() as connection:
         connection.execute("ALTER TABLE items DROP COLUMN note")
         connection.execute("UPDATE alembic_version SET version_num = '0001'")
 
@@ -212,7 +225,7 @@ def test_migrations_disturb_nobody(empty: Backends) -> None:
     )
     with engine.connect() as connection:
         migrate._set_timeouts(connection, migrate.LOCK_TIMEOUT)
-        command.upgrade(migrate.alembic_config(connection), "head")
+        migrate.upgrade(connection)
         connection.commit()
     own = [sql for sql in executed if "alembic_version" not in sql and "SELECT" not in sql.upper()]
     assert any("CREATE TABLE items" in sql for sql in own)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import socket
@@ -35,7 +36,7 @@ class ActionModule(ActionBase):  # type: ignore[misc, unused-ignore]
         result.update(answer)
         if answer.get("held") is False:
             result.update(failed=True, msg=refusal(other))
-        elif "held" not in answer and arguments.get("state", "held") == "held":
+        elif answer.get("failed") and not answer.get("refused"):
             result = {"changed": False, "held": False}
         return result
 
@@ -56,17 +57,27 @@ class ActionModule(ActionBase):  # type: ignore[misc, unused-ignore]
 def whoami() -> dict[str, Any]:
     """Who runs this: the user, the controller, and the process that is this run of Ansible."""
     process = os.getppid()
-    controller = socket.gethostname()
+    controller = f"{socket.gethostname()} {machine()}"
     started = start_of(process)
     playbooks = context.CLIARGS.get("args") or ()
     return {
-        "who": f"{os.environ.get('SUDO_USER') or getpass.getuser()}@{controller}",
+        "who": f"{os.environ.get('SUDO_USER') or getpass.getuser()}@{socket.gethostname()}",
         "what": ", ".join(Path(name).name for name in playbooks) or "ansible",
         "controller": controller,
         "process": process,
         "started": started,
         "token": f"{controller} {process} {started}",
     }
+
+
+def machine() -> str:
+    """What tells controllers of one name apart: the machine, and whose processes one sees there."""
+    known = ""
+    with contextlib.suppress(OSError):
+        known = Path("/etc/machine-id").read_text(encoding="utf-8").strip()
+    with contextlib.suppress(OSError):
+        known += f" {Path('/proc/self/ns/pid').readlink()}"
+    return known
 
 
 def start_of(process: int) -> str:
@@ -83,7 +94,14 @@ def has_ended(other: dict[str, Any], owner: dict[str, Any]) -> bool:
     """Whether the run that has the lock was one of this controller's, and is over."""
     if not owner["started"] or other.get("controller") != owner["controller"]:
         return False
-    return bool(start_of(other["process"]) != other["started"])
+    try:
+        os.kill(other["process"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass  # somebody else's
+    started = start_of(other["process"])
+    return bool(started and started != other["started"])
 
 
 def refusal(other: dict[str, Any]) -> str:

@@ -180,14 +180,13 @@ class SecretFiles:
                 write(fixed, content, _FILE_MODE)
             self.repair(fixed, _FILE_MODE)
 
-    def prune(self, referenced: Path) -> None:
+    def prune(self, referenced: list[str]) -> None:
         """Remove the versions that are neither the present ones nor in use."""
         if self.check_mode:
             return
-        try:
-            in_use = referenced.read_text()
-        except FileNotFoundError:
-            in_use = ""
+        in_use = "".join(
+            file.read_text() for pattern in referenced for file in Path("/").glob(pattern[1:])
+        )
         for path in (self.directory / _VERSIONS).iterdir():
             name, _, version = path.name.rpartition(".")
             # A service that is switched off takes its secret up again when it comes back.

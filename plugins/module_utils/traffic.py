@@ -21,7 +21,7 @@ class Address(NamedTuple):
     port: int
     name: str
     path: str
-    ca_path: str | None
+    ca_path: str | None = None
     """Certificate authority to check against; None accepts any certificate."""
 
 
@@ -99,7 +99,6 @@ class Prober:
     """
 
     def __init__(self, address: Address, per_second: float, timeout: float = 5) -> None:
-        self.failed = threading.Event()
         self._address = address
         self._every = 1 / per_second
         self._timeout = timeout
@@ -113,15 +112,17 @@ class Prober:
         """Begin to ask."""
         self._pace.start()
 
-    def next_phase(self) -> None:
-        """Count what is sent from now on apart from what was sent before."""
+    def next_phase(self) -> tuple[int, list[str]]:
+        """Count what is sent from now on apart; return how many were sent before, and failed."""
         with self._lock:
+            over = self._receipts[-1]
             self._receipts.append(Receipt())
+            return over.sent, list(over.failures)
 
     def failures(self) -> list[str]:
-        """What has failed so far."""
+        """What has failed so far of this phase's probes."""
         with self._lock:
-            return [failure for receipt in self._receipts for failure in receipt.failures]
+            return list(self._receipts[-1].failures)
 
     def stop(self) -> list[Receipt]:
         """Wait for the answers still due; return the receipt of each phase."""
@@ -154,11 +155,13 @@ class Prober:
     def _probe(self, receipt: Receipt, kept: list[http.client.HTTPConnection] | None) -> None:
         began = time.monotonic()
         with self._lock:
-            connection = kept.pop() if kept else PublicConnection(self._address, self._timeout)
+            connection = kept.pop() if kept else None
         try:
+            connection = connection or PublicConnection(self._address, self._timeout)
             status, _ = ask(connection, self._address.path, self._address.name)
         except (OSError, http.client.HTTPException) as error:
-            connection.close()
+            if connection:
+                connection.close()
             self._fail(receipt, f"{type(error).__name__}: {error}".rstrip(": "))
             return
         if kept is None:
@@ -175,4 +178,3 @@ class Prober:
     def _fail(self, receipt: Receipt, why: str) -> None:
         with self._lock:
             receipt.failures.append(why)
-        self.failed.set()

@@ -81,6 +81,11 @@ options:
         that it did not stage because they are live are copied to the stage first.
     type: dict
     default: {}
+  releases:
+    description:
+      - Directory in which M(release_record) keeps what was deployed. With it and O(activation) the
+        module says whether the newest there is what was staged.
+    type: path
   services:
     description: Names to report as V(create) on a host that has no Docker yet, where nobody can
       read the compose files.
@@ -164,6 +169,10 @@ unrecorded:
   description: Whether O(record) does not say what O(loads) says.
   returned: success
   type: bool
+release_due:
+  description: Whether what was staged is another release than the newest that is kept.
+  returned: with O(releases)
+  type: bool
 activation_due:
   description: Whether M(activate_trees) would change anything.
   returned: with O(activation)
@@ -184,6 +193,7 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "record": {"type": "path"},
     "activation": {"type": "dict"},
     "rendered": {"type": "dict", "default": {}},
+    "releases": {"type": "path"},
     "services": {"type": "list", "elements": "str", "default": []},
     "docker": {"type": "str", "default": "docker"},
     "timeout": {"type": "int", "default": 60},
@@ -532,6 +542,24 @@ def plan(params: Mapping[str, Any]) -> dict[str, Any]:
     return make_plan(services, containers, disabled)
 
 
+def release_due(kept: Path, activation: Mapping[str, Any]) -> bool:
+    """Tell whether the newest release that is kept has other trees than were staged.
+
+    A run that was killed before it kept its release leaves that to the next.
+    """
+    from ansible.module_utils import releases, trees
+
+    numbers = releases.numbers(kept)
+    if not numbers:
+        return True
+    stage = Path(activation["stage"])
+    staged = {
+        name: trees.digest(trees.scan(str(stage / name / "current")))
+        for name in activation["names"]
+    }
+    return bool(releases.load(kept, numbers[-1])["trees"] != staged)
+
+
 def main() -> None:
     """Entry point of Ansible."""
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
@@ -544,6 +572,8 @@ def main() -> None:
         if activation:
             trees.complete_stage(activation["stage"], activation["dest"], params["rendered"])
         result = add_reloads(plan(params), params["loads"], read_record(params["record"]))
+        if activation and params["releases"]:
+            result["release_due"] = release_due(Path(params["releases"]), activation)
         if activation:
             arguments = {**OPTIONAL, **activation}
             result["activation_due"] = trees.discard_unchanged(arguments)

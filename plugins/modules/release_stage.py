@@ -17,7 +17,8 @@ author: compose-stack
 description:
   - Stages the trees that M(release_record) kept, for M(activate_trees) to make live. The slot that
     serves stays as it is, and the other gets the release's version.
-  - Fails before anything is staged when an image or a secret that the release needs is gone.
+  - Fails before anything is staged when an image or a secret that the release needs is gone, or
+    when the data has been moved since.
 options:
   path:
     description: Directory that the releases are kept in.
@@ -119,6 +120,15 @@ def missing(release: dict[str, Any], secrets: Path) -> list[str]:
     return gone + [f"secret {name}" for name in versions if not (secrets / name).exists()]
 
 
+def moved(release: dict[str, Any], latest: dict[str, Any]) -> str:
+    """Which directories of data are not where they were; empty when all are."""
+    return ", ".join(
+        f"{name} was {then or 'a volume'} and is {latest['data'][name] or 'a volume'}"
+        for name, then in sorted(release["data"].items())
+        if then != latest["data"].get(name, then)
+    )
+
+
 def loads(release: dict[str, Any], record: Path) -> dict[str, Any]:
     """What services shall have read: the release's configuration, and what is no part of it.
 
@@ -158,6 +168,13 @@ def main() -> None:
         restored = releases.restore(
             path, number, Path(params["services"]), params["slots"], serving
         )
+        elsewhere = moved(release, releases.load(path, kept[-1]))
+        if elsewhere:
+            module.fail_json(
+                msg=f"Release {number} kept its data elsewhere ({elsewhere}): going back would "
+                "serve what was left there. Nothing was changed. Deploy that version with the "
+                "present directories instead: `git checkout`, `make up`."
+            )
         gone = missing(release, Path(params["secrets"]))
         if gone:
             module.fail_json(

@@ -145,7 +145,9 @@ def main() -> None:
         former = lock.give_back(None if cleared else owner.get("token"))
         module.exit_json(changed=cleared and bool(former), owner=former)
     except OSError as error:
-        module.fail_json(msg=f"{error.strerror} ({error.filename})")
+        module.fail_json(
+            msg=f"Cannot keep the lock: {error.strerror} ({error.filename}).", refused=True
+        )
 
 
 if __name__ == "__main__":

@@ -40,9 +40,11 @@ options:
     default: []
   referenced:
     description:
-      - A file, such as the live compose file, whose text names the versions in use. Those stay;
-        other versions but the present ones are removed.
-    type: path
+      - Files, such as the live compose file, whose text names the versions in use; C(*) stands for
+        any name. Those versions stay; others but the present ones are removed.
+    type: list
+    elements: path
+    default: []
 attributes:
   check_mode:
     support: full
@@ -93,7 +95,7 @@ def main() -> None:
             "names": {"type": "list", "elements": "str", "required": True, "no_log": False},
             "values": {"type": "dict", "default": {}, "no_log": True},
             "known": {"type": "list", "elements": "str", "default": [], "no_log": False},
-            "referenced": {"type": "path"},
+            "referenced": {"type": "list", "elements": "path", "default": []},
         },
         supports_check_mode=True,
     )
@@ -109,7 +111,7 @@ def main() -> None:
             files.ensure(name, values.get(name))
         unused = files.unused(names)
         if module.params["referenced"]:
-            files.prune(Path(module.params["referenced"]))
+            files.prune(module.params["referenced"])
     except RefusedError as refusal:
         module.fail_json(msg=f"{refusal}.")
     except OSError as error:

@@ -9,7 +9,8 @@ short_description: Let another slot serve, watched from outside, and go back whe
 description:
   - Asks the target slot on its own sockets first, and changes nothing when it does not answer.
   - Probes the public address from before the switch to the end of the watch. The switch is a single
-    C(rename(2)) of the link C(active).
+    C(rename(2)) of the link C(active). When most of the probes before the switch fail, it is not
+    watched.
   - For O(watch_seconds) it compares what both slots' own metrics say. A failed probe, errors or a
     slowness that the slot before did not show make it point the link back at once and fail.
   - At the end the slot before holds no request that it has not begun to answer. It asks that slot
@@ -24,7 +25,7 @@ options:
     type: str
     required: true
   public:
-    description: The public address.
+    description: The public address. Its certificate is not checked. It is the slot that is judged.
     type: dict
     required: true
     suboptions:
@@ -44,11 +45,8 @@ options:
         description: What to ask for. It must not count against a client's rate limit.
         type: str
         default: /health
-      ca_path:
-        description: Certificate authority to check the certificate against; omitted, any will do.
-        type: path
-  probes_per_second:
-    description: Pace of the probes.
+  pace:
+    description: Probes per second.
     type: float
     default: 20
   watch_seconds:
@@ -99,12 +97,17 @@ from typing import Any, NoReturn
 from ansible.module_utils.bake import Answers, read, worse
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.slots import active, point
-from ansible.module_utils.traffic import Address, Prober, SocketConnection, ask
+from ansible.module_utils.traffic import Address, Prober, Receipt, SocketConnection, ask
 
 BEFORE_SECONDS = 1.0
 BACK_SECONDS = 1.0
-LOOK_EVERY = 0.5
+LOOK_EVERY = 0.25
 ANSWER_SECONDS = 10
+
+
+def failed_probe(failures: list[str]) -> str:
+    """What a failed probe says against a slot; empty when none failed."""
+    return f"a probe of the public address failed: {failures[0]}" if failures else ""
 
 
 class Switch:
@@ -145,59 +148,69 @@ class Switch:
 
     def watched_switch(self, before: str) -> None:
         """Switch under probes; go back when the target slot serves worse."""
-        public = self.module.params["public"]
-        prober = Prober(Address(**public), self.module.params["probes_per_second"])
-        prober.start()
-        if prober.failed.wait(BEFORE_SECONDS):
+        prober = self.prober()
+        time.sleep(BEFORE_SECONDS)
+        old, start = self.counted(before), self.counted(self.target)
+        sent, failures = prober.next_phase()
+        if len(failures) * 2 > sent:
             # What does not serve is no measure, and must not stand in the way of its successor.
-            (sent,) = prober.stop()
-            self.receipt = {"before": sent.summary()}
+            self.keep(("before",), prober.stop())
             self.point(self.target)
             self.drain(before)
             return
-        old, start = self.counted(before), self.counted(self.target)
-        prober.next_phase()
         began = time.monotonic()
         self.point(self.target)
         self.receipt["switch_ms"] = round((time.monotonic() - began) * 1000, 2)
         reason = self.watch(prober, old, start, began)
         if not reason:
             self.drain(before)
-            reason = self.failed_probe(prober)
-        if reason:
-            self.point(before)
-            self.receipt["returned_after_seconds"] = round(time.monotonic() - began, 1)
-            prober.next_phase()
-            time.sleep(BACK_SECONDS)
+        # The answers that are still due are waited for: a probe that hangs has failed, too.
+        self.keep(("before", "after"), prober.stop())
+        reason = reason or failed_probe(self.receipt["after"]["failures"])
         self.receipt["watched_seconds"] = round(time.monotonic() - began, 1)
-        phases = prober.stop()
-        for name, receipt in zip(("before", "after", "back"), phases, strict=False):
-            self.receipt[name] = receipt.summary()
         answered = self.counted(self.target) - start
         self.receipt |= {"answered": round(answered.count), "errors": round(answered.errors)}
         if reason:
+            self.go_back(before, began)
             self.fail(
                 f"Slot {self.target} serves worse than {before} did: {reason}. {before} serves "
                 f"again since {self.receipt['returned_after_seconds']} s after the switch."
             )
 
+    def prober(self) -> Prober:
+        prober = Prober(Address(**self.module.params["public"]), self.module.params["pace"])
+        prober.start()
+        return prober
+
+    def keep(self, names: tuple[str, ...], receipts: list[Receipt]) -> None:
+        self.receipt |= {
+            name: receipt.summary() for name, receipt in zip(names, receipts, strict=False)
+        }
+
+    def go_back(self, before: str, began: float) -> None:
+        self.point(before)
+        self.receipt["returned_after_seconds"] = round(time.monotonic() - began, 1)
+        prober = self.prober()
+        # What waits for the target slot would be reset when it is stopped.
+        self.drain(self.target)
+        time.sleep(BACK_SECONDS)
+        self.keep(("back",), prober.stop())
+
     def watch(self, prober: Prober, old: Answers, start: Answers, began: float) -> str:
         """Why the target slot must not go on serving; empty when nothing was found."""
         until = began + self.module.params["watch_seconds"]
         while (left := until - time.monotonic()) > 0:
-            if prober.failed.wait(min(LOOK_EVERY, left)):
-                return self.failed_probe(prober)
+            time.sleep(min(LOOK_EVERY, left))
+            reason: str = failed_probe(prober.failures())
+            if reason:
+                return reason
             try:
-                reason: str = worse(old, self.answers(self.target) - start)
+                reason = worse(old, self.answers(self.target) - start)
             except (OSError, http.client.HTTPException) as error:
                 return f"its metrics cannot be read: {error}"
             if reason:
                 return reason
         return ""
-
-    def failed_probe(self, prober: Prober) -> str:
-        failures = prober.failures()
-        return f"a probe of the public address failed: {failures[0]}" if failures else ""
 
     def drain(self, slot: str) -> None:
         """Wait until whatever was sent to the slot has been begun: sockets are served in order."""
@@ -217,7 +230,10 @@ class Switch:
         """What all containers of the slot have answered, by their own metrics."""
         found = Answers()
         for socket in self.sockets(slot):
-            found += read(self.ask(socket, "/metrics")[1].decode())
+            status, body = self.ask(socket, "/metrics")
+            if status != http.HTTPStatus.OK:
+                raise http.client.HTTPException(f"HTTP {status}")
+            found += read(body.decode())
         return found
 
     def counted(self, slot: str) -> Answers:
@@ -268,14 +284,13 @@ def main() -> None:
         "port": {"type": "int", "required": True},
         "name": {"type": "str", "required": True},
         "path": {"type": "str", "default": "/health"},
-        "ca_path": {"type": "path"},
     }
     module = AnsibleModule(
         argument_spec={
             "path": {"type": "path", "required": True},
             "target": {"type": "str", "required": True},
             "public": {"type": "dict", "required": True, "options": public},
-            "probes_per_second": {"type": "float", "default": 20},
+            "pace": {"type": "float", "default": 20},
             "watch_seconds": {"type": "float", "default": 5},
             "drain_seconds": {"type": "float", "default": 60},
         },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import json
 import re
 import threading
 from pathlib import Path
@@ -313,6 +314,12 @@ class TestInterrupted:
         assert stack.one("redis-queue")["HostConfig"]["Memory"] == 176 << 20
         promised = stack.site.get("/health").headers["Strict-Transport-Security"]
         assert promised == f"max-age={seconds}", "nginx has not read its new configuration"
+        kept = Path(DIRECTORY, "state", "releases")
+        newest = kept / max((path.name for path in kept.iterdir()), key=int) / "release.json"
+        assert json.loads(newest.read_text())["slot"] == stack.api_slot().removeprefix("api-")
+        assert newest.with_name("nginx").joinpath("config", "nginx.conf").read_text() == (
+            Path(DIRECTORY, "services", "nginx", "current", "config", "nginx.conf").read_text()
+        )
 
     @staticmethod
     def level(stack: Stack) -> str:

@@ -102,13 +102,14 @@ def test_settings_and_secrets_come_back_too(stack: Stack) -> None:
         promised = stack.site.get("/health").headers["Strict-Transport-Security"]
         return mounts["/run/secrets/redis_cache_password"], promised
 
-    before = state()
-    secrets = {"redis_cache_password": "another-password-3"}
-    site_yml(nginx_hsts_seconds=1111111, secrets_values=secrets).succeeded()
+    before, number = state(), latest()["number"]
+    for password in ("another-password-3", "another-password-4"):
+        secrets = {"redis_cache_password": password}
+        site_yml(nginx_hsts_seconds=1111111, secrets_values=secrets).succeeded()
     stack.wait_healthy()
     after = state()
     assert (before[0] != after[0], before[1] != after[1]) == (True, True)
-    rollback().succeeded()
+    rollback(rollback_to=number).succeeded()
     stack.wait_healthy()
     assert state() == before
     site_yml().succeeded()

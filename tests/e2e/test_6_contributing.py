@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(240, func_only=True)
 
-BEFORE = "    - name: Stack\n"
+BEFORE = "        - name: Stack\n"
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def repository(tmp_path: Path) -> Path:
         if name == "playbooks/site.yml":
             site = path.read_text()
             assert site.count(BEFORE) == 1
-            content = site.replace(BEFORE, textwrap.indent(content, "    ") + "\n" + BEFORE)
+            content = site.replace(BEFORE, textwrap.indent(content, "        ") + "\n" + BEFORE)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
     assert len(steps) == 7

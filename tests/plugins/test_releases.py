@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import ansible.module_utils
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 ansible.module_utils.__path__.append(str(ROOT / "plugins" / "module_utils"))
 releases: ModuleType = importlib.import_module("plugins.module_utils.releases")
 TreeError = importlib.import_module("ansible.module_utils.trees").TreeError
+
+release_due = importlib.import_module("plugins.modules.compose_plan").release_due
 
 SLOTS = ["blue", "green"]
 
@@ -57,7 +60,7 @@ class Host:
             for what, count in (("MIGRATE", 1), ("API", 3))
         ]
         self.write("stack/current/.env", "PROJECT=web\n" + "".join(scales))
-        facts = {"slot": self.serving, "version": version, "setting": setting}
+        facts = {"slot": self.serving, "version": version, "setting": setting, "data": {}}
         return int(releases.record(self.kept, self.services, ["api", "nginx", "stack"], facts))
 
     def back(self, number: int) -> Any:
@@ -244,3 +247,35 @@ def test_module_refuses_what_cannot_run(project: Project, host: Host, staged: An
     assert "image nowhere/api:1, secret password.abc is gone" in message
     assert "Nothing was changed" in message
     assert not project.stage.exists()
+
+
+def test_module_refuses_where_the_data_has_moved(host: Host, staged: Any) -> None:
+    """BM-10: an earlier release would serve what was left in the directory of then."""
+    host.deploy("one")
+    host.deploy("two")
+    needs: dict[str, Any] = {"images": {}, "secrets": {}, "loads": {}}
+    amend(host, 1, **needs, data={"postgres_data_dir": "", "redis_data_dir": ""})
+    amend(host, 2, **needs, data={"postgres_data_dir": "/srv/pg", "redis_data_dir": ""})
+    message = staged().last["msg"]
+    assert "kept its data elsewhere (postgres_data_dir was a volume and is /srv/pg)" in message
+    assert "Nothing was changed" in message
+    amend(host, 1, data={"postgres_data_dir": "/srv/pg", "redis_data_dir": ""})
+    assert staged().last["release"]["number"] == 1
+
+
+def test_a_release_that_was_not_kept_is_due(host: Host, tmp_path: Path) -> None:
+    """BM-10: a run that was killed before its end leaves that to the next."""
+    stage = tmp_path / "stage"
+    activation = {"stage": str(stage), "names": ["api", "nginx", "stack"]}
+
+    def due() -> bool:
+        shutil.rmtree(stage, ignore_errors=True)
+        shutil.copytree(host.services, stage)
+        return bool(release_due(host.kept, activation))
+
+    host.deploy("one")
+    assert due() is False
+    host.write("nginx/current/nginx.conf", "another\n")
+    assert due() is True
+    shutil.rmtree(host.kept)
+    assert due() is True

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from plugins.action.run_lock import start_of
+from plugins.action.run_lock import has_ended, machine, start_of
 from plugins.modules.run_lock import Lock
 
 if TYPE_CHECKING:
@@ -93,10 +93,10 @@ def other_run() -> Iterator[subprocess.Popen[bytes]]:
 
 def held_by(process: int, path: Path) -> None:
     """Leave the lock as a run of that process would."""
-    controller = os.uname().nodename
+    controller = f"{os.uname().nodename} {machine()}"
     started = start_of(process)
     text = {
-        "who": f"ada@{controller}",
+        "who": f"ada@{os.uname().nodename}",
         "what": "site.yml",
         "controller": controller,
         "process": process,
@@ -147,10 +147,40 @@ def test_run_that_was_killed(project: Project, other_run: subprocess.Popen[bytes
 
 def test_where_the_module_cannot_run(project: Project) -> None:
     """BM-10: no lock and no failure: what comes next says what is wrong."""
-    task = {"name": "Lock", "run_lock": {"path": "/proc/nothing/web.lock"}}
-    outcome = project.tasks(task, {"name": "Next", "ansible.builtin.debug": {"msg": "reached"}})
-    assert outcome.returncode == 0
+    nowhere = {"ansible_python_interpreter": "/nowhere/python3"}
+    lock = {"path": str(project.root / "web.lock")}
+    outcome = project.tasks(
+        {"name": "Lock", "run_lock": lock, "vars": nowhere},
+        {"name": "Next", "ansible.builtin.debug": {"msg": "reached"}},
+        {"name": "Unlock", "run_lock": {**lock, "state": "released"}, "vars": nowhere},
+    )
+    assert outcome.returncode == 0, outcome.output
     assert outcome.tasks[0]["held"] is False
+
+
+def test_lock_that_cannot_be_written(project: Project) -> None:
+    """BM-10: a full or missing file system is no reason to go on without a lock."""
+    outcome = project.tasks({"run_lock": {"path": "/proc/nothing/web.lock"}})
+    assert outcome.returncode != 0
+    assert "Cannot keep the lock: No such file or directory (/proc/nothing" in outcome.last["msg"]
+
+
+@pytest.mark.parametrize(
+    ("change", "ended"),
+    [
+        ({}, False),
+        ({"started": "another boot 1"}, True),
+        ({"process": 4194300}, True),
+        ({"controller": "another"}, False),
+        ({"controller": "another", "process": 4194300}, False),
+    ],
+)
+def test_which_runs_have_ended(
+    change: dict[str, Any], ended: bool, other_run: subprocess.Popen[bytes]
+) -> None:
+    """BM-10: only this controller's own runs can be known to have ended."""
+    other = {"controller": "here", "process": other_run.pid, "started": start_of(other_run.pid)}
+    assert has_ended({**other, **change}, {"controller": "here", "started": "now"}) is ended
 
 
 def test_reader_during_changes(lock: Lock) -> None:

@@ -73,24 +73,41 @@ def _migrate(settings: MigrationSettings) -> None:
         _set_timeouts(connection, settings.wait_seconds)
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         _set_timeouts(connection, LOCK_TIMEOUT)
-        config = alembic_config(connection)
-        revision = _unknown_revision(config, connection)
-        if revision:
+        if _is_ahead(connection):
             # A rollback: migrations only expand, so the version before runs on the newer schema.
-            _log.warning("schema is newer than this version, left as it is", revision=revision)
+            _log.warning("schema is newer than this version, left as it is")
             return
-        command.upgrade(config, "head")
+        upgrade(connection)
         if settings.seed_demo_data:
             demo.seed(connection)
         connection.commit()
     _log.info("schema is up to date")
 
 
-def _unknown_revision(config: Config, connection: Connection) -> str | None:
-    """Where the schema is, when this package has no such migration."""
+def upgrade(connection: Connection) -> None:
+    """Apply what is missing, and note which revisions the schema holds.
+
+    Alembic keeps the last one alone. To an older version that is just a name it does not know: the
+    list tells a newer schema from another branch's, or another application's.
+    """
+    command.upgrade(alembic_config(connection), "head")
+    held = " ".join(sorted(_own_revisions(connection)))
+    connection.execute(text(f"COMMENT ON TABLE alembic_version IS '{held}'"))
+
+
+def _own_revisions(connection: Connection) -> set[str]:
+    scripts = ScriptDirectory.from_config(alembic_config(connection))
+    return {script.revision for script in scripts.walk_revisions()}
+
+
+def _is_ahead(connection: Connection) -> bool:
+    """Whether the schema holds all of this package's revisions, and others beside."""
     revision = MigrationContext.configure(connection).get_current_revision()
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    return revision if revision not in known else None
+    own = _own_revisions(connection)
+    if revision is None or revision in own:
+        return False
+    held = connection.scalar(text("SELECT obj_description('alembic_version'::regclass)"))
+    return own <= set((held or "").split())
 
 
 def _set_timeouts(connection: Connection, lock_seconds: int) -> None:
