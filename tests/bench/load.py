@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CONNECTIONS = 16
-PAIRS = 60
-REQUESTS = 1000
+PAIRS = 20
+# So many that the connections, which the clients of nginx open but once, weigh nothing.
+REQUESTS = 5000
 ENGINE = Engine()
 
 
