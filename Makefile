@@ -83,8 +83,12 @@ scale: controller ## as many containers of the API as API=3 says; the inventory'
 maintenance: controller ## `make maintenance on` answers 503 to all but operators, `off` ends it
 	@$(playbook) playbooks/maintenance.yml --extra-vars 'maintenance_state=$(filter on off,$(MAKECMDGOALS))'
 
-.PHONY: on off
-on off:
+.PHONY: on
+on:
+	@:
+
+.PHONY: off
+off:
 	@:
 
 .PHONY: unlock
