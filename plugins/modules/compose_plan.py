@@ -572,9 +572,9 @@ def main() -> None:
         if activation:
             trees.complete_stage(activation["stage"], activation["dest"], params["rendered"])
         result = add_reloads(plan(params), params["loads"], read_record(params["record"]))
-        if activation and params["releases"]:
-            result["release_due"] = release_due(Path(params["releases"]), activation)
         if activation:
+            if params["releases"]:
+                result["release_due"] = release_due(Path(params["releases"]), activation)
             arguments = {**OPTIONAL, **activation}
             result["activation_due"] = trees.discard_unchanged(arguments)
     except (PlanError, trees.TreeError) as error:

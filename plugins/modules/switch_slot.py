@@ -9,8 +9,8 @@ short_description: Let another slot serve, watched from outside, and go back whe
 description:
   - Asks the target slot on its own sockets first, and changes nothing when it does not answer.
   - Probes the public address from before the switch to the end of the watch. The switch is a single
-    C(rename(2)) of the link C(active). When most of the probes before the switch fail, it is not
-    watched.
+    C(rename(2)) of the link C(active). When most of the answers before the switch are failures, it
+    is not watched.
   - For O(watch_seconds) it compares what both slots' own metrics say. A failed probe, errors or a
     slowness that the slot before did not show make it point the link back at once and fail.
   - At the end the slot before holds no request that it has not begun to answer. It asks that slot
@@ -151,8 +151,7 @@ class Switch:
         prober = self.prober()
         time.sleep(BEFORE_SECONDS)
         old, start = self.counted(before), self.counted(self.target)
-        sent, failures = prober.next_phase()
-        if len(failures) * 2 > sent:
+        if prober.next_phase():
             # What does not serve is no measure, and must not stand in the way of its successor.
             self.keep(("before",), prober.stop())
             self.point(self.target)

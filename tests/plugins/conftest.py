@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from tests.harness import BIN, ansible_environment
+from tests.harness import BIN, ROOT, ansible_environment
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -112,6 +113,31 @@ class Project:
         results = [task["hosts"]["localhost"] for task in document["plays"][0]["tasks"]]
         record = json.loads((self.root / "record.jsonl").read_text().splitlines()[-1])
         return Outcome(done.returncode, output, results, record)
+
+
+def run_module(module: str, arguments: dict[str, Any], *options: str) -> dict[str, Any]:
+    """What a module answers when it is run by Ansible on this machine."""
+    finished = subprocess.run(
+        [
+            *(str(BIN / "ansible"), "-i", "localhost,", "-c", "local", "-m", module),
+            *("-a", json.dumps(arguments)),
+            *("-e", f"ansible_python_interpreter={sys.executable}", *options, "localhost"),
+        ],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "ANSIBLE_LOAD_CALLBACK_PLUGINS": "1",
+            "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert finished.stdout, finished.stderr
+    play = json.loads(finished.stdout)["plays"][0]
+    answer: dict[str, Any] = play["tasks"][0]["hosts"]["localhost"]
+    return answer
 
 
 @pytest.fixture

@@ -2,44 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from .conftest import run_module
+
 SLOTS = ["blue", "green"]
 
 
 def run(path: Path, *options: str, **params: Any) -> dict[str, Any]:
     """What the module answers when it is run by Ansible on this machine."""
     owner = {"slots": SLOTS, "owner": os.getuid(), "group": os.getgid()}
-    arguments = json.dumps({"path": str(path), **owner, **params})
-    finished = subprocess.run(
-        [
-            str(Path(sys.executable).with_name("ansible")),
-            *("-i", "localhost,", "-c", "local", "-m", "socket_slots", "-a", arguments),
-            *("-e", f"ansible_python_interpreter={sys.executable}", *options, "localhost"),
-        ],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "ANSIBLE_LOAD_CALLBACK_PLUGINS": "1",
-            "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
-        },
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert finished.stdout, finished.stderr
-    play = json.loads(finished.stdout)["plays"][0]
-    answer: dict[str, Any] = play["tasks"][0]["hosts"]["localhost"]
-    return answer
+    return run_module("socket_slots", {"path": str(path), **owner, **params}, *options)
 
 
 def test_makes_the_directories_and_no_link_before_a_slot_serves(tmp_path: Path) -> None:

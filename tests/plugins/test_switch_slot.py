@@ -7,27 +7,24 @@ the link; the end-to-end tests switch between real containers behind the real ng
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import socketserver
 import ssl
 import subprocess
-import sys
 import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from plugins.module_utils.traffic import SocketConnection, ask
 
+from .conftest import run_module
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-ROOT = Path(__file__).resolve().parents[2]
+    from pathlib import Path
 
 
 class _UnixServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
@@ -129,28 +126,7 @@ class World:
             "watch_seconds": 2,
             **params,
         }
-        finished = subprocess.run(
-            [
-                str(Path(sys.executable).with_name("ansible")),
-                *("-i", "localhost,", "-c", "local", "-m", "switch_slot"),
-                *("-a", json.dumps(arguments)),
-                *("-e", f"ansible_python_interpreter={sys.executable}", *options, "localhost"),
-            ],
-            cwd=ROOT,
-            env={
-                **os.environ,
-                "ANSIBLE_LOAD_CALLBACK_PLUGINS": "1",
-                "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
-            },
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert finished.stdout, finished.stderr
-        play = json.loads(finished.stdout)["plays"][0]
-        answer: dict[str, Any] = play["tasks"][0]["hosts"]["localhost"]
-        return answer
+        return run_module("switch_slot", arguments, *options)
 
 
 @pytest.fixture
@@ -326,6 +302,21 @@ def test_successor_of_a_version_that_does_not_serve(world: World) -> None:
     answer = world.switch()
     assert (answer["changed"], world.active()) == (True, "green")
     assert set(answer["receipt"]["before"]["failures"]) == {"HTTP 503"}
+    assert "after" not in answer["receipt"]
+
+
+def test_version_that_fails_slowly_does_not_serve_either(world: World) -> None:
+    """BM-10: what most of the answers say counts, not how many probes still wait for theirs."""
+
+    def slowly(path: str) -> tuple[int, bytes]:
+        world.blue.asked.append(path)
+        if path == "/health":
+            time.sleep(0.6)
+        return 503, b""
+
+    world.blue.answer = slowly  # type: ignore[method-assign]
+    answer = world.switch()
+    assert (answer["changed"], world.active()) == (True, "green")
     assert "after" not in answer["receipt"]
 
 
