@@ -54,32 +54,39 @@ def test_what_counts_no_more(lock: Lock) -> None:
 
 
 def test_of_fifty_at_once_one_gets_it(lock: Lock) -> None:
-    """BM-10: in processes of their own, started together."""
+    """BM-10: in processes of their own, let go together by the end of one pipe; twenty times."""
     code = (
-        "import sys; from pathlib import Path; from plugins.modules.run_lock import Lock\n"
-        "sys.stdin.read()\n"
+        "import os, sys; from pathlib import Path; from plugins.modules.run_lock import Lock\n"
         "me = {'token': sys.argv[2], 'who': sys.argv[2]}\n"
-        "print(Lock(Path(sys.argv[1])).take(me, 60, '').get('who', 'mine'))\n"
+        "for gate in map(int, sys.argv[3:]):\n"
+        "    print('ready', flush=True)\n"
+        "    os.read(gate, 1)\n"
+        "    print(Lock(Path(sys.argv[1])).take(me, 60, '').get('who', 'mine'), flush=True)\n"
     )
+    gates = [os.pipe() for _ in range(20)]
+    reading = [gate for gate, _ in gates]
     runs = [
         subprocess.Popen(
-            [sys.executable, "-c", code, str(lock.path), str(number)],
-            stdin=subprocess.PIPE,
+            [sys.executable, "-c", code, str(lock.path), str(number), *map(str, reading)],
+            pass_fds=reading,
             stdout=subprocess.PIPE,
             text=True,
         )
         for number in range(50)
     ]
-    for run in runs:
-        assert run.stdin is not None
-        run.stdin.close()
-    answers = []
-    for run in runs:
-        assert run.stdout is not None
-        answers.append(run.stdout.read().strip())
-        assert run.wait() == 0
-    (winner,) = (number for number, answer in enumerate(answers) if answer == "mine")
-    assert {answer for answer in answers if answer != "mine"} == {str(winner)}
+
+    def lines() -> list[str]:
+        return [run.stdout.readline().strip() for run in runs if run.stdout is not None]
+
+    for gate, opener in gates:
+        assert lines() == ["ready"] * 50
+        lock.give_back(None)
+        os.close(opener)
+        answers = lines()
+        (winner,) = (number for number, answer in enumerate(answers) if answer == "mine")
+        assert {answer for answer in answers if answer != "mine"} == {str(winner)}
+        os.close(gate)
+    assert {run.wait() for run in runs} == {0}
 
 
 @pytest.fixture
