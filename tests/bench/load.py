@@ -11,7 +11,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tests.harness import Engine, Stack, wait_for
 
@@ -22,7 +22,11 @@ CONNECTIONS = 16
 PAIRS = 20
 # So many that the connections, which the clients of nginx open but once, weigh nothing.
 REQUESTS = 5000
+PORT = 8000
 ENGINE = Engine()
+
+Listen = Literal["network", "socket"]
+"""Where gunicorn listens: as nginx does, or as it does for nginx."""
 
 
 @dataclass(frozen=True)
@@ -124,15 +128,15 @@ def _cpu_us(container: str) -> float:
     return taken / 1000
 
 
-def through_nginx(stack: Stack) -> Comparison:
+def through_nginx(stack: Stack, *, bare_on: Listen) -> Comparison:
     """GET of one item by its id: through nginx, and from gunicorn itself."""
     path = _item(stack)
     nginx = stack.one("nginx")["Id"]
     place = f"--connect-to={_address(nginx, stack, 'frontend')}:8443"
-    with gunicorn(stack) as (container, socket):
+    with gunicorn(stack, listen=bare_on) as (container, bare):
         return _in_turns(
             Target(f"https://{stack.site.name}{path}", place, nginx),
-            Target(f"http://{stack.site.name}{path}", socket, container),
+            Target(f"http://{stack.site.name}{path}", bare, container),
         )
 
 
@@ -179,7 +183,9 @@ run()
 
 
 @contextlib.contextmanager
-def gunicorn(stack: Stack, *, metrics: bool = True) -> Iterator[tuple[str, str]]:
+def gunicorn(
+    stack: Stack, *, metrics: bool = True, listen: Listen = "socket"
+) -> Iterator[tuple[str, str]]:
     """One more container of the API's service, by its name and where h2load finds it.
 
     Image, environment, networks, secrets and limits are the service's.
@@ -190,6 +196,7 @@ def gunicorn(stack: Stack, *, metrics: bool = True) -> Iterator[tuple[str, str]]
         directory = Path(scratch)
         directory.chmod(0o777)
         socket = directory / "gunicorn.sock"
+        bind = f"unix:/bench/{socket.name}" if listen == "socket" else f"0.0.0.0:{PORT}"
         try:
             stack.compose(
                 *("run", "--detach", "--no-deps", "--name", name),
@@ -199,10 +206,17 @@ def gunicorn(stack: Stack, *, metrics: bool = True) -> Iterator[tuple[str, str]]
                 stack.api_slot(),
                 *(["gunicorn"] if metrics else ["python3", "-c", WITHOUT_METRICS]),
                 *("--config", "python:compose_app.gunicorn_conf"),
-                *("--bind", f"unix:/bench/{socket.name}", "compose_app:create_app()"),
+                *("--bind", bind, "compose_app:create_app()"),
             )
-            wait_for("gunicorn without nginx", lambda: _answers(socket), 60)
-            yield name, f"--base-uri=unix:{socket}"
+            if listen == "socket":
+                place = f"--base-uri=unix:{socket}"
+                asked = ["--unix-socket", str(socket), "http://localhost/health"]
+            else:
+                address = f"{_address(name, stack, 'backend')}:{PORT}"
+                place = f"--connect-to={address}"
+                asked = [f"http://{address}/health"]
+            wait_for("gunicorn without nginx", lambda: _answers(asked), 60)
+            yield name, place
         finally:
             ENGINE.run("docker", "rm", "--force", name, check=False)
 
@@ -212,8 +226,5 @@ def _address(container: str, stack: Stack, network: str) -> str:
     return str(item["NetworkSettings"]["Networks"][f"{stack.project}_{network}"]["IPAddress"])
 
 
-def _answers(socket: Path) -> bool:
-    return ENGINE.succeeds(
-        *("curl", "--silent", "--fail", "--output", "/dev/null"),
-        *("--unix-socket", str(socket), "http://localhost/health"),
-    )
+def _answers(asked: list[str]) -> bool:
+    return ENGINE.succeeds("curl", "--silent", "--fail", "--output", "/dev/null", *asked)
