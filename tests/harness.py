@@ -287,8 +287,9 @@ class Stack:
         )
 
     def api_slot(self) -> str:
-        (slot,) = {name for name in self.services() if name.startswith("api-")}
-        return slot
+        """The service that serves; the version before may stand by in the other slot."""
+        active = self.engine.run("readlink", f"{self.directory}/run/sockets/active")
+        return f"api-{active.strip()}"
 
 
 @dataclass(frozen=True)

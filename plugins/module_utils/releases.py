@@ -88,6 +88,8 @@ class Restored(NamedTuple):
     target: str | None
     """Slot that shall serve it; None when it has no slots."""
     trees: dict[str, Tree]
+    stands_by: bool = False
+    """Whether the target slot has it already and does not serve."""
 
 
 def restore(
@@ -120,6 +122,7 @@ def restore(
     else:
         (target,) = (slot for slot in slots if slot != serving)
     (other,) = (slot for slot in slots if slot != target)
+    stands_by = target != serving and _same(live.get(f"{target}.yml"), recorded(target))
     found["api"] = {
         **kept,
         f"{target}.yml": recorded(target),
@@ -130,7 +133,7 @@ def restore(
     environment = found["stack"][".env"]
     text = scaled(environment.content.decode(), target)
     found["stack"][".env"] = replace(environment, content=text.encode())
-    return Restored(target, found)
+    return Restored(target, found, stands_by)
 
 
 def stage(path: Path, found: Mapping[str, Tree]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +86,25 @@ options:
       - Directory in which M(release_record) keeps what was deployed. With it and O(activation) the
         module says whether the newest there is what was staged.
     type: path
+  standby:
+    description:
+      - A service that is scaled to 0 because another has taken its place, and whose containers may
+        stay in case that one has to be replaced in turn. They stay while all of them run and are
+        healthy as the compose files have them, and while the secrets are those of its successor.
+    type: dict
+    suboptions:
+      service:
+        description: The service.
+        type: str
+        required: true
+      successor:
+        description: The service that has taken its place, or is about to.
+        type: str
+        required: true
+      label:
+        description: The label that tells the versions of a service's secrets.
+        type: str
+        required: true
   services:
     description: Names to report as V(create) on a host that has no Docker yet, where nobody can
       read the compose files.
@@ -156,6 +175,10 @@ unhealthy:
   returned: success
   type: list
   elements: str
+standby:
+  description: Whether the containers of O(standby) stay.
+  returned: success
+  type: bool
 serving:
   description: Whether any container runs and is healthy, as far as that is checked.
   returned: success
@@ -194,6 +217,14 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "activation": {"type": "dict"},
     "rendered": {"type": "dict", "default": {}},
     "releases": {"type": "path"},
+    "standby": {
+        "type": "dict",
+        "options": {
+            "service": {"type": "str", "required": True},
+            "successor": {"type": "str", "required": True},
+            "label": {"type": "str", "required": True},
+        },
+    },
     "services": {"type": "list", "elements": "str", "default": []},
     "docker": {"type": "str", "default": "docker"},
     "timeout": {"type": "int", "default": 60},
@@ -222,6 +253,7 @@ class Service:
     image_id: str | None = None
     one_shot: bool = False
     depends_on: frozenset[str] = frozenset()
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -263,6 +295,7 @@ def expected_services(
             image_id=image_ids.get(image),
             one_shot=name in awaited and service.get("restart", "no") == "no",
             depends_on=frozenset(service.get("depends_on") or {}),
+            labels=service.get("labels") or {},
         )
     return result
 
@@ -295,15 +328,36 @@ def _serves(container: Container, one_shot: bool) -> bool:
     return container.state in {"running", "restarting"}
 
 
+def stands_by(
+    standby: Mapping[str, str] | None,
+    services: Mapping[str, Service],
+    present: Mapping[str, Sequence[Container]],
+) -> bool:
+    """Whether a service that has been replaced could take over again as it is."""
+    service = services.get(standby["service"]) if standby else None
+    successor = services.get(standby["successor"]) if standby else None
+    there = present.get(standby["service"], []) if standby else []
+    if not (standby and service and successor and there):
+        return False
+    label = standby["label"]
+    return (
+        service.labels.get(label) == successor.labels.get(label)
+        and all(item.state == "running" and item.health in {None, "healthy"} for item in there)
+        and decide(replace(service, replicas=len(there)), there)[0] == "keep"
+    )
+
+
 def make_plan(
     services: Mapping[str, Service],
     containers: Iterable[Container],
     disabled: Iterable[str] = (),
+    standby: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Compare what is asked for with what is there."""
     present: dict[str, list[Container]] = {}
     for container in containers:
         present.setdefault(container.service, []).append(container)
+    waits = stands_by(standby, services, present)
     # Of a profile that is not active: Compose leaves them alone.
     inactive = set(disabled) - services.keys()
     actions: dict[str, str] = {}
@@ -311,7 +365,7 @@ def make_plan(
     unhealthy = []
     for name in sorted({*services, *present}):
         there = present.get(name, [])
-        if name in inactive:
+        if name in inactive or (standby and waits and name == standby["service"]):
             actions[name] = "keep"
             continue
         service = services.get(name)
@@ -344,6 +398,7 @@ def make_plan(
         ),
         "reasons": reasons,
         "unhealthy": unhealthy,
+        "standby": waits,
         "serving": any(
             item.state == "running" and item.health in {None, "healthy"}
             for there in present.values()
@@ -539,7 +594,7 @@ def plan(params: Mapping[str, Any]) -> dict[str, Any]:
     disabled: list[str] = []
     if {container.service for container in containers} - services.keys():
         disabled = docker.config("--services", profiles=["--profile", "*"]).split()
-    return make_plan(services, containers, disabled)
+    return make_plan(services, containers, disabled, params["standby"])
 
 
 def release_due(kept: Path, activation: Mapping[str, Any]) -> bool:

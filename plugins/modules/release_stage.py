@@ -78,9 +78,9 @@ release:
   returned: success
   type: dict
 latest:
-  description: Number of the last release.
+  description: The record of the last release, which serves now.
   returned: success
-  type: int
+  type: dict
 serving:
   description: Slot that serves now, or null.
   returned: success
@@ -89,6 +89,11 @@ target:
   description: Slot that shall serve the release.
   returned: success
   type: str
+stands_by:
+  description: Whether that slot has the release's version already, and need not be started if it
+    still runs.
+  returned: success
+  type: bool
 loads:
   description: What each service that can reload shall have read.
   returned: success
@@ -109,13 +114,15 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
 
 def missing(release: dict[str, Any], secrets: Path) -> list[str]:
     """What the release needs and is not there any more."""
-    gone = [
-        f"image {image}"
-        for image in sorted(set(release["images"].values()))
-        if subprocess.run(
-            ["docker", "image", "inspect", image], capture_output=True, timeout=60, check=False
-        ).returncode
-    ]
+    wanted = sorted(set(release["images"].values()))
+    asked = ["docker", "image", "inspect", "--format", "{{.Id}}"]
+
+    def absent(images: list[str]) -> bool:
+        done = subprocess.run([*asked, *images], capture_output=True, timeout=60, check=False)
+        return done.returncode != 0
+
+    # One call where all is well; which one it is, is asked when one is missing.
+    gone = [f"image {image}" for image in wanted if absent([image])] if absent(wanted) else []
     versions = (f"{name}.{version}" for name, version in sorted(release["secrets"].items()))
     return gone + [f"secret {name}" for name in versions if not (secrets / name).exists()]
 
@@ -168,7 +175,8 @@ def main() -> None:
         restored = releases.restore(
             path, number, Path(params["services"]), params["slots"], serving
         )
-        elsewhere = moved(release, releases.load(path, kept[-1]))
+        latest = releases.load(path, kept[-1])
+        elsewhere = moved(release, latest)
         if elsewhere:
             module.fail_json(
                 msg=f"Release {number} kept its data elsewhere ({elsewhere}): going back would "
@@ -187,9 +195,10 @@ def main() -> None:
     module.exit_json(
         changed=False,
         release=release,
-        latest=kept[-1],
+        latest=latest,
         serving=serving,
         target=restored.target,
+        stands_by=restored.stands_by,
         loads=loads(release, Path(params["loaded"])),
     )
 

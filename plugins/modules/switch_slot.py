@@ -49,6 +49,10 @@ options:
     description: Probes per second.
     type: float
     default: 20
+  before_seconds:
+    description: How long the public address is probed before the switch.
+    type: float
+    default: 1
   watch_seconds:
     description: How long the slot is watched after the switch.
     type: float
@@ -99,7 +103,6 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.slots import active, point
 from ansible.module_utils.traffic import Address, Prober, Receipt, SocketConnection, ask
 
-BEFORE_SECONDS = 1.0
 BACK_SECONDS = 1.0
 LOOK_EVERY = 0.25
 ANSWER_SECONDS = 10
@@ -149,7 +152,7 @@ class Switch:
     def watched_switch(self, before: str) -> None:
         """Switch under probes; go back when the target slot serves worse."""
         prober = self.prober()
-        time.sleep(BEFORE_SECONDS)
+        time.sleep(self.module.params["before_seconds"])
         old, start = self.counted(before), self.counted(self.target)
         if prober.next_phase():
             # What does not serve is no measure, and must not stand in the way of its successor.
@@ -290,6 +293,7 @@ def main() -> None:
             "target": {"type": "str", "required": True},
             "public": {"type": "dict", "required": True, "options": public},
             "pace": {"type": "float", "default": 20},
+            "before_seconds": {"type": "float", "default": 1},
             "watch_seconds": {"type": "float", "default": 5},
             "drain_seconds": {"type": "float", "default": 60},
         },

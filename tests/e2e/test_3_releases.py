@@ -42,9 +42,23 @@ def setting(stack: Stack, name: str) -> str:
     return str(dict(line.split("=", 1) for line in environment)[name])
 
 
+def standing_by(stack: Stack) -> dict[str, Any]:
+    """The container of the version before."""
+    (item,) = (
+        items[0]
+        for name, items in stack.services().items()
+        if name.startswith("api-") and name != stack.api_slot()
+    )
+    return item
+
+
 def test_there_and_back_and_there_again(stack: Stack) -> None:
-    """BM-10: a release, a rollback, a rollback of the rollback; no request is lost."""
+    """BM-10: a release, a rollback, a rollback of the rollback; no request is lost.
+
+    The version before stands by and takes over as it is; where it is gone, it is started again.
+    """
     before = latest()["number"]
+    first = stack.one(stack.api_slot())["State"]
     with serving(stack):
         site_yml(api_log_level="debug", stack_reason="more to read").succeeded()
     record = latest()
@@ -55,11 +69,16 @@ def test_there_and_back_and_there_again(stack: Stack) -> None:
 
     with serving(stack):
         run = rollback().succeeded()
+    assert stack.one(stack.api_slot())["State"]["StartedAt"] == first["StartedAt"]
+    assert latest()["receipt"]["after"]["failed"] == 0
     assert f"{before + 2}: back to release {before} " in " ".join(run.output.split())
     assert setting(stack, "API_LOG_LEVEL") == "info"
 
+    second = standing_by(stack)
+    stack.engine.run("docker", "rm", "--force", second["Id"])
     with serving(stack):
         rollback().succeeded()
+    assert stack.one(stack.api_slot())["Id"] != second["Id"]
     assert setting(stack, "API_LOG_LEVEL") == "debug"
     assert latest()["why"] == f"back to release {before + 1}"
 
@@ -109,6 +128,8 @@ def test_settings_and_secrets_come_back_too(stack: Stack) -> None:
     stack.wait_healthy()
     after = state()
     assert (before[0] != after[0], before[1] != after[1]) == (True, True)
+    # With the secrets of then it could not take over.
+    assert [name for name in stack.services() if name.startswith("api-")] == [stack.api_slot()]
     rollback(rollback_to=number).succeeded()
     stack.wait_healthy()
     assert state() == before

@@ -59,6 +59,17 @@ def test_code_changes_show_at_once(development: Stack, source: Path) -> None:
     assert development.lives() == before
 
 
+def test_no_limits(development: Stack) -> None:
+    """FS-6, CS-8: of memory, time or requests; of processes there are some, as everywhere."""
+    for name, items in development.services().items():
+        for host in (item["HostConfig"] for item in items):
+            assert (host["Memory"], host["NanoCpus"]) == (0, 0), name
+            assert host["PidsLimit"] > 0, name
+    assert {"api-blue", "api-green"} & set(development.services()) == {development.api_slot()}
+    answers = [development.site.get("/api/items?limit=1").status_code for _ in range(60)]
+    assert set(answers) == {200}
+
+
 def test_demonstration_data(development: Stack) -> None:
     """CS-15: something to look at, in development and on the laptop."""
     assert development.site.patiently("GET", "/api/items").json()["items"]

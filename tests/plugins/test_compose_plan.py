@@ -107,6 +107,34 @@ def test_nothing_to_do_is_no_change() -> None:
     assert result["diff"] == {"before": "", "after": ""}
 
 
+@pytest.mark.parametrize(
+    ("label", "container_", "stays"),
+    [
+        ("1", {}, True),
+        ("1", {"health": "healthy"}, True),
+        ("1", {"health": "unhealthy"}, False),
+        ("1", {"state": "exited"}, False),
+        ("1", {"config_hash": "other"}, False),
+        ("1", {"image_ids": frozenset({"other"})}, False),
+        ("2", {}, False),
+    ],
+)
+def test_who_may_stand_by(label: str, container_: dict[str, Any], stays: bool) -> None:
+    """BM-10: what could take over as it is; anything else is retired."""
+    services = {
+        "old": Service("hash", 0, "image", labels={"secrets": "1"}),
+        "new": Service("hash", 1, "image", labels={"secrets": label}),
+    }
+    containers = [container("new"), container("old"), container("old", **container_)]
+    standby = {"service": "old", "successor": "new", "label": "secrets"}
+    result = make_plan(services, containers, standby=standby)
+    assert result["standby"] is stays
+    assert result["services"]["old"] == ("keep" if stays else "remove")
+    assert result["changed"] is not stays
+    assert make_plan(services, containers)["standby"] is False
+    assert make_plan(services, containers[:1], standby=standby)["standby"] is False
+
+
 def test_containers_are_counted() -> None:
     """FS-3: the slot that serves keeps its size while another size starts in the other."""
     result = make_plan({"api": Service("hash", 3)}, [container(), container(), container("redis")])

@@ -91,7 +91,7 @@ def test_back_to_the_release_before(host: Host) -> None:
     host.deploy("one", "on")
     host.deploy("two", "off")
     restored = host.back(1)
-    assert restored.target == "blue"
+    assert (restored.target, restored.stands_by) == ("blue", True)
     assert text(restored, "api", "blue.yml") == "api-blue: one\n"
     assert text(restored, "api", "green.yml") == "api-green: two\n"
     assert text(restored, "nginx", "nginx.conf") == "on\n"
@@ -105,7 +105,7 @@ def test_its_own_slot_is_taken(host: Host) -> None:
     host.deploy("two")
     host.deploy("three")
     restored = host.back(1)
-    assert restored.target == "green"
+    assert (restored.target, restored.stands_by) == ("green", False)
     assert text(restored, "api", "green.yml") == "api-green: one\n"
     assert text(restored, "api", "blue.yml") == "api-blue: three\n"
     assert text(restored, "api", "spare.yml") == "api-blue: one\n"
@@ -120,6 +120,7 @@ def test_what_differs_is_not_the_application(host: Host) -> None:
     host.deploy("one", "off")
     restored = host.back(1)
     assert restored.target == host.serving == "blue"
+    assert restored.stands_by is False
     assert text(restored, "nginx", "nginx.conf") == "on\n"
 
 
@@ -230,7 +231,8 @@ def test_module_stages_the_release_before(project: Project, host: Host, staged: 
         json.dumps({"nginx": {"config": "now", "certificate": "renewed"}})
     )
     answer = staged().last
-    assert (answer["release"]["number"], answer["latest"]) == (1, 2)
+    assert (answer["release"]["number"], answer["latest"]["number"]) == (1, 2)
+    assert answer["stands_by"] is True
     assert (answer["serving"], answer["target"]) == ("green", "blue")
     assert answer["loads"] == {"nginx": {"config": "then", "certificate": "renewed"}}
     assert (project.stage / "api" / "current" / "blue.yml").read_text() == "api-blue: one\n"
