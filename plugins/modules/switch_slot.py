@@ -57,6 +57,15 @@ options:
     description: How long the slot is watched after the switch.
     type: float
     default: 5
+  gateway_log:
+    description:
+      - A command that prints the access log of the proxy in front of the slots, of a while ago and
+        on. Each line is a JSON object with C(time) (ISO 8601) and C(status).
+      - The slots are compared by the 502 and 504 in it, too. They are what clients get when a
+        process dies, and no process counts them.
+    type: list
+    elements: str
+    default: []
   drain_seconds:
     description: How long the slot before may take until it has begun whatever it was sent.
     type: float
@@ -100,6 +109,7 @@ from typing import Any, NoReturn
 
 from ansible.module_utils.bake import Answers, read, worse
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.gateway import GatewayLog
 from ansible.module_utils.slots import active, point
 from ansible.module_utils.traffic import Address, Prober, Receipt, SocketConnection, ask
 
@@ -121,6 +131,8 @@ class Switch:
         self.path = Path(module.params["path"])
         self.target: str = module.params["target"]
         self.before = active(self.path)
+        self.switched = 0.0
+        self.gateway = GatewayLog(module.params["gateway_log"])
         self.receipt: dict[str, Any] = {}
 
     def run(self) -> None:
@@ -151,6 +163,7 @@ class Switch:
 
     def watched_switch(self, before: str) -> None:
         """Switch under probes; go back when the target slot serves worse."""
+        self.gateway.start()
         prober = self.prober()
         time.sleep(self.module.params["before_seconds"])
         old, start = self.counted(before), self.counted(self.target)
@@ -160,7 +173,7 @@ class Switch:
             self.point(self.target)
             self.drain(before)
             return
-        began = time.monotonic()
+        began, self.switched = time.monotonic(), time.time()
         self.point(self.target)
         self.receipt["switch_ms"] = round((time.monotonic() - began) * 1000, 2)
         reason = self.watch(prober, old, start, began)
@@ -210,9 +223,17 @@ class Switch:
                 reason = worse(old, self.answers(self.target) - start)
             except (OSError, http.client.HTTPException) as error:
                 return f"its metrics cannot be read: {error}"
+            reason = reason or self.broken_off()
             if reason:
                 return reason
         return ""
+
+    def broken_off(self) -> str:
+        """Whether the proxy has more to answer for now than before the switch, and how much."""
+        reason: str = worse(
+            self.gateway.answers(before=self.switched), self.gateway.answers(after=self.switched)
+        )
+        return reason and f"{reason}; so the proxy says, which had no answer of it"
 
     def drain(self, slot: str) -> None:
         """Wait until whatever was sent to the slot has been begun: sockets are served in order."""
@@ -260,6 +281,7 @@ class Switch:
             self.fail(f"Cannot point {self.path}/active at {slot}: {error.strerror}.")
 
     def exit(self, *, changed: bool) -> NoReturn:
+        self.gateway.stop()
         self.module.exit_json(
             changed=changed,
             active=self.target if changed else self.before,
@@ -270,6 +292,7 @@ class Switch:
         raise AssertionError  # exit_json and fail_json do not return
 
     def fail(self, reason: str) -> NoReturn:
+        self.gateway.stop()
         self.module.fail_json(
             msg=reason,
             active=active(self.path),
@@ -295,6 +318,7 @@ def main() -> None:
             "pace": {"type": "float", "default": 20},
             "before_seconds": {"type": "float", "default": 1},
             "watch_seconds": {"type": "float", "default": 5},
+            "gateway_log": {"type": "list", "elements": "str", "default": []},
             "drain_seconds": {"type": "float", "default": 60},
         },
         supports_check_mode=True,

@@ -186,8 +186,9 @@ class TestSlotThatNeverServes:
         [
             ("assert path.id % 5, 'every fifth'", "requests ended with a 5xx"),
             ("__import__('time').sleep(0.3)", "requests took longer than"),
+            ("path.id % 5 or __import__('os')._exit(1)", "so the proxy says"),
         ],
-        ids=["errors", "slow"],
+        ids=["errors", "slow", "dies"],
     )
     def test_version_that_serves_worse(
         self, stack: Stack, source: Path, line: str, reason: str

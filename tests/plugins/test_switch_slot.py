@@ -7,12 +7,15 @@ the link; the end-to-end tests switch between real containers behind the real ng
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 import socketserver
 import ssl
 import subprocess
 import threading
 import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
@@ -112,6 +115,8 @@ class World:
     port: int
     blue: Slot
     green: Slot
+    log: Path
+    """Access log of what stands at the public address."""
 
     def active(self) -> str:
         return str((self.path / "active").readlink())
@@ -124,9 +129,17 @@ class World:
             "target": target,
             "public": public,
             "watch_seconds": 2,
+            "gateway_log": ["tail", "--lines=+1", "--follow", str(self.log)],
             **params,
         }
         return run_module("switch_slot", arguments, *options)
+
+
+def logged(log: Path, status: int) -> None:
+    """One line, as nginx would write it."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    with log.open("a") as file:
+        file.write(json.dumps({"time": now, "status": status}) + "\n")
 
 
 @pytest.fixture
@@ -147,6 +160,9 @@ def world(tmp_path: Path) -> Iterator[World]:
         (path / name).mkdir(parents=True)
     (path / "active").symlink_to("blue")
 
+    log = tmp_path / "access.log"
+    log.touch()
+
     class Front(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -158,6 +174,7 @@ def world(tmp_path: Path) -> Iterator[World]:
                 status, body = 502, b""
             finally:
                 connection.close()
+            logged(log, status)
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -174,7 +191,7 @@ def world(tmp_path: Path) -> Iterator[World]:
     )
     blue, green = (Slot(path / name / "api-1.sock") for name in ("blue", "green"))
     with blue.running(), green.running(), serving(front):
-        yield World(path, front.server_port, blue, green)
+        yield World(path, front.server_port, blue, green, log)
 
 
 def test_switch_loses_nothing_and_gives_a_receipt(world: World) -> None:
@@ -294,6 +311,39 @@ def test_worse_version_goes_back_by_itself(
     assert answer["receipt"]["back"]["failed"] == 0
     # What waited for it was let through to it: the stop that follows would reset it.
     assert world.green.asked[-1] == "/health/live"
+
+
+def dies(slot: Slot, log: Path) -> None:
+    """With every fourth request that the proxy brings it, and counts none of those."""
+    good = slot.answer
+
+    def answer(path: str) -> tuple[int, bytes]:
+        if path == "/health" and len(slot.asked) % 4 == 0:
+            logged(log, 502)
+        return good(path)
+
+    slot.answer = answer  # type: ignore[method-assign]
+
+
+def test_version_whose_processes_die(world: World) -> None:
+    """BM-10: what no process counts is counted by the proxy."""
+    dies(world.green, world.log)
+    answer = world.switch(watch_seconds=20)
+    assert re.search(r"\d+ of \d+ requests ended with a 5xx .*; so the proxy says", answer["msg"])
+    assert (answer["active"], world.active()) == ("blue", "blue")
+
+
+def test_version_that_dies_no_more_often(world: World) -> None:
+    """BM-10: what the version before did as well is no reason to go back to it."""
+    for slot in (world.blue, world.green):
+        dies(slot, world.log)
+    assert world.switch(watch_seconds=4, before_seconds=4)["changed"] is True
+    assert world.active() == "green"
+
+
+def test_without_a_log_of_the_proxy(world: World) -> None:
+    """BM-10: the rest is compared all the same."""
+    assert world.switch(gateway_log=["no-such-command"])["changed"] is True
 
 
 def test_successor_of_a_version_that_does_not_serve(world: World) -> None:

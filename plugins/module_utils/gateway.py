@@ -1,0 +1,72 @@
+"""What a proxy answered in place of the application, by its access log."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import threading
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from ansible.module_utils.bake import Answers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# What nginx answers by itself when an upstream breaks off or does not answer in time.
+OWN_ERRORS = frozenset({502, 504})
+
+
+class GatewayLog:
+    """Follows a proxy's access log, of which each line is a JSON object with `time` and `status`.
+
+    An application counts what it has answered; whoever asked a process that died is known to the
+    proxy alone.
+    """
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._command = list(command)
+        self._seen: list[tuple[float, bool]] = []
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        """Begin to follow. Where there is no such log, nothing is ever counted."""
+        if not self._command:
+            return
+        try:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                errors="replace",
+            )
+        except OSError:
+            return
+        threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
+
+    def answers(self, after: float = 0, before: float = math.inf) -> Answers:
+        """What was logged between two moments (Unix seconds), with the errors of the proxy's own.
+
+        The log has whole seconds: those that the moments fall into do not count.
+        """
+        last = before if math.isinf(before) else int(before)
+        found = [own for moment, own in list(self._seen) if int(after) < moment < last]
+        return Answers(len(found), sum(found))
+
+    def stop(self) -> None:
+        """Follow no longer."""
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+
+    def _read(self, process: subprocess.Popen[str]) -> None:
+        for line in process.stdout or ():
+            try:
+                entry = json.loads(line)
+                moment = datetime.fromisoformat(entry["time"]).timestamp()
+                self._seen.append((moment, entry["status"] in OWN_ERRORS))
+            except (ValueError, KeyError, TypeError):
+                continue  # of something else
