@@ -245,3 +245,18 @@ def test_linter_notices(statement: str, rule: str) -> None:
     """FS-3: what would break the version before, or hold a table up, is found."""
     timeouts = "SET LOCAL lock_timeout = '10s';\nSET LOCAL statement_timeout = '600s';\n"
     assert rule in squawk(f"{timeouts}{statement};\n")
+
+
+def test_what_is_pending(empty: Backends, source: Path) -> None:
+    """FS-3: what a release asks before it rehearses; in order, and nothing is applied."""
+    add_migration(source, "0002", "0001", "ALTER TABLE items ADD COLUMN note text")
+    assert run(empty, "pending", source).stdout.split() == ["0001", "0002"]
+    assert run(empty).returncode == 0
+    assert run(empty, "pending").stdout == ""
+    assert run(empty, "pending", source).stdout.split() == ["0002"]
+    assert run(empty, src=source).returncode == 0
+    newer = run(empty, "pending")
+    assert (newer.returncode, newer.stdout) == (0, "")
+    with empty.connect() as connection:
+        connection.execute("ALTER TABLE items DROP COLUMN note")
+        connection.execute("UPDATE alembic_version SET version_num = '0001'")

@@ -225,28 +225,83 @@ class TestSlotThatNeverServes:
         stack.wait_healthy()
         assert site_yml(**secrets).succeeded().changed == 0
 
-    def test_migration_that_fails(self, stack: Stack, source: Path) -> None:
+    @pytest.mark.parametrize(
+        ("statement", "reason"),
+        [
+            ("SELECT broken_on_purpose()", "The migration to 9999 fails on a copy of the database"),
+            (
+                "SELECT 1 / (current_database() <> 'app')::int",
+                'service "migrate-[a-z]+" didn\'t complete successfully',
+            ),
+        ],
+        ids=["on the copy", "on the database itself"],
+    )
+    def test_migration_that_fails(
+        self, stack: Stack, source: Path, statement: str, reason: str
+    ) -> None:
         """FS-3: the old version serves on, on the old schema."""
-        versions = source / "compose_app" / "migrations" / "versions"
-        (versions / "9999_broken.py").write_text(
-            '"""Fails half way."""\n\nfrom alembic import op\n\n'
-            f'revision = "9999"\ndown_revision = "{self.head(versions)}"\n\n\n'
-            "def upgrade() -> None:\n"
-            '    op.execute("CREATE TABLE half_way (id integer)")\n'
-            '    op.execute("SELECT broken_on_purpose()")\n'
-        )
+        self.add_migration(source, "CREATE TABLE half_way (id integer)", statement)
         slot = stack.api_slot()
         with serving(stack):
-            refused(site_yml(api_source_dir=str(source)), "broken_on_purpose")
+            run = site_yml(api_source_dir=str(source))
+        refused(run, "What ran before runs on")
+        assert re.search(reason, " ".join(run.output.split())), run.output
         assert stack.api_slot() == slot
-        tables = stack.execute(
-            "postgres", "psql", "--host=/run/postgresql", "--username=postgres", "-XAtq",
-            "--dbname=app", "--command", r"\dt public.half_way",
-        )  # fmt: skip
-        assert "half_way |" not in tables
-        assert "|half_way|" not in tables
+        assert "half_way" not in self.psql(stack, r"\dt public.*")
+        assert "rehearsal" not in self.psql(stack, r"\l")
         site_yml().succeeded()
         stack.wait_healthy()
+
+    def test_migration_that_takes_something_away(self, stack: Stack, source: Path) -> None:
+        """BM-10, FS-3: noticed on a copy, by what serves; a migration that adds goes through."""
+        self.add_migration(source, "ALTER TABLE items RENAME COLUMN quantity TO amount")
+        slot = stack.api_slot()
+        with serving(stack):
+            run = site_yml(api_source_dir=str(source))
+        refused(
+            run,
+            f"The version that serves ({slot}) does not work on a copy of the database",
+            "take away in a later release what no version uses any more",
+            'column "quantity" of relation "items" does not exist',
+            "What ran before runs on",
+        )
+        assert "quantity" in self.psql(stack, r"\d items")
+
+        before = self.psql(stack, "SELECT version_num FROM alembic_version").strip()
+        self.add_migration(source, "ALTER TABLE items ADD COLUMN colour text")
+        with serving(stack):
+            run = site_yml(api_source_dir=str(source), postgres_rehearsal_mb=0).succeeded()
+        said = "rehearsal 9999 on a copy of the database without its rows: copied in"
+        assert said in " ".join(run.output.split())
+        kept = Path(DIRECTORY, "state", "releases")
+        newest = max(kept.iterdir(), key=lambda path: int(path.name)) / "release.json"
+        record = json.loads(newest.read_text())
+        assert (record["schema"], record["rehearsal"]["pending"]) == ("9999", ["9999"])
+        site_yml().succeeded()
+        self.psql(
+            stack,
+            "ALTER TABLE items DROP COLUMN colour; "
+            f"UPDATE alembic_version SET version_num = '{before}'",
+        )
+
+    @staticmethod
+    def psql(stack: Stack, statement: str) -> str:
+        return stack.execute(
+            "postgres", "psql", "--host=/run/postgresql", "--username=postgres", "-XAtq",
+            "--dbname=app", "--command", statement,
+        )  # fmt: skip
+
+    @classmethod
+    def add_migration(cls, source: Path, *statements: str) -> None:
+        versions = source / "compose_app" / "migrations" / "versions"
+        file = versions / "9999_added.py"
+        file.unlink(missing_ok=True)
+        lines = "".join(f"    op.execute({statement!r})\n" for statement in statements)
+        file.write_text(
+            '"""Added by a test."""\n\nfrom alembic import op\n\n'
+            f'revision = "9999"\ndown_revision = "{cls.head(versions)}"\n\n\n'
+            f"def upgrade() -> None:\n{lines}"
+        )
 
     @staticmethod
     def head(versions: Path) -> str:

@@ -318,7 +318,7 @@ def dies(slot: Slot, log: Path) -> None:
     good = slot.answer
 
     def answer(path: str) -> tuple[int, bytes]:
-        if path == "/health" and len(slot.asked) % 4 == 0:
+        if path == "/health" and slot.asked.count(path) % 4 == 3:
             logged(log, 502)
         return good(path)
 

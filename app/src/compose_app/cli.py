@@ -12,6 +12,8 @@ USAGE = """usage: compose-app COMMAND
 
 check-config   check the environment and name every problem
 migrate        bring the database schema up to date; with API_SEED_DEMO_DATA=1 add demo items
+pending        print the revisions that `migrate` would apply, a line each, and apply none
+smoke          do what a client does, on the database and the Redis of the environment
 healthcheck    ask this container's own application for its health
 """
 
@@ -27,6 +29,10 @@ def main() -> int:
             return _configured(_check_config)
         case ["migrate"]:
             return _configured(_migrate)
+        case ["pending"]:
+            return _configured(_pending)
+        case ["smoke"]:
+            return _configured(_smoke)
         case ["-h" | "--help"]:
             print(USAGE, end="")
             return 0
@@ -59,3 +65,16 @@ def _migrate() -> int:
     from compose_app.config import MigrationSettings
 
     return migrate.main(MigrationSettings.from_environ())
+
+
+def _pending() -> int:
+    from compose_app import migrate
+    from compose_app.config import MigrationSettings
+
+    return migrate.print_pending(MigrationSettings.from_environ())
+
+
+def _smoke() -> int:
+    from compose_app import smoke
+
+    return smoke.main()

@@ -39,15 +39,28 @@ def main(settings: MigrationSettings) -> int:
         0, or 1 when the database cannot be reached or a migration fails; the schema is then as
         it was before.
     """
+    return _reported(lambda: _migrate(settings), settings, "migration failed, schema unchanged")
+
+
+def print_pending(settings: MigrationSettings) -> int:
+    """Print the revisions that are missing, in order, a line each.
+
+    Returns:
+        0, or 1 when the database cannot be reached.
+    """
+    return _reported(lambda: _print_pending(settings), settings, "cannot tell what is missing")
+
+
+def _reported(work: Callable[[], None], settings: MigrationSettings, failure: str) -> int:
     logging.configure(settings.log_level)
     try:
-        _migrate(settings)
+        work()
     except (DBAPIError, psycopg.Error) as error:
         cause = error.orig if isinstance(error, DBAPIError) else error
-        _log.error("migration failed, schema unchanged", error=str(cause).strip())
+        _log.error(failure, error=str(cause).strip())
         return 1
     except Exception as error:
-        _log.exception("migration failed, schema unchanged", error=str(error))
+        _log.exception(failure, error=str(error))
         return 1
     return 0
 
@@ -60,7 +73,18 @@ def alembic_config(connection: Connection) -> Config:
     return config
 
 
-def _migrate(settings: MigrationSettings) -> None:
+def _print_pending(settings: MigrationSettings) -> None:
+    with _connection(settings) as connection:
+        if _is_ahead(connection):
+            return
+        current = MigrationContext.configure(connection).get_current_revision()
+        scripts = ScriptDirectory.from_config(alembic_config(connection))
+        missing = [item.revision for item in scripts.iterate_revisions("heads", current or "base")]
+    for revision in reversed(missing):
+        print(revision)
+
+
+def _connection(settings: MigrationSettings) -> Connection:
     dsn = conninfo(
         settings.database_url,
         settings.database_password.get_secret_value(),
@@ -69,7 +93,11 @@ def _migrate(settings: MigrationSettings) -> None:
     engine = create_engine(
         "postgresql+psycopg://", creator=lambda: psycopg.connect(dsn), poolclass=NullPool
     )
-    with _connected(engine.connect, settings.wait_seconds) as connection:
+    return _connected(engine.connect, settings.wait_seconds)
+
+
+def _migrate(settings: MigrationSettings) -> None:
+    with _connection(settings) as connection:
         _set_timeouts(connection, settings.wait_seconds)
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         _set_timeouts(connection, LOCK_TIMEOUT)
