@@ -100,6 +100,10 @@ unlock: controller ## clear the lock of a run that was killed
 status: controller ## services, release, traffic, disks, alerts at a glance; /status shows the same
 	@$(playbook) playbooks/status.yml
 
+.PHONY: journal
+journal: controller ## who changed the stack, when, and how it ended
+	@$(playbook) playbooks/journal.yml
+
 .PHONY: ps
 ps: controller ## containers and their health
 	@$(compose) ps --all

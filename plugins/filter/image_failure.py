@@ -42,7 +42,12 @@ CAUSES = [
         "reference.",
     ),
     Cause(
-        signs=(r"no matching manifest", r"no match for platform", r"exec format error"),
+        signs=(
+            r"no matching manifest",
+            r"no match for platform",
+            r"does not match the specified platform",
+            r"exec format error",
+        ),
         cause="the image does not exist for this machine's architecture",
         remedy="Name an image made for several architectures, by the digest of its index.",
     ),

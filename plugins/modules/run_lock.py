@@ -35,6 +35,20 @@ options:
     description: Minutes after which the lock counts no more.
     type: int
     default: 60
+  journal:
+    description:
+      - A file to which a line is added whenever a run begins and when it ends, each a JSON object.
+        A beginning without an end is a run that was killed.
+      - Nothing is written in check mode, nor while the file's directory does not exist.
+    type: path
+  why:
+    description: Why the run is made; for the journal.
+    type: str
+    default: ''
+  outcome:
+    description: How the run ended; for the journal.
+    type: str
+    default: done
   owner:
     description: Who takes it. Set by the action plugin.
     type: dict
@@ -68,6 +82,7 @@ owner:
 import contextlib
 import fcntl
 import json
+import os
 import time
 from pathlib import Path
 
@@ -119,6 +134,17 @@ class Lock:
             yield
 
 
+def note(journal: Path, event: str, owner: dict[str, Any], **facts: Any) -> None:
+    """Add a line to the journal, whole or not at all."""
+    if not journal.parent.is_dir():
+        return
+    about = {name: owner.get(name, "") for name in ("token", "who", "what")}
+    line = json.dumps({"at": time.time(), "event": event, **about, **facts}) + "\n"
+    with journal.open("ab", buffering=0) as file:
+        file.write(line.encode())
+        os.fsync(file.fileno())
+
+
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
@@ -130,6 +156,9 @@ def main() -> None:
                 "choices": ["held", "released", "cleared"],
             },
             "minutes": {"type": "int", "default": 60},
+            "journal": {"type": "path"},
+            "why": {"type": "str", "default": ""},
+            "outcome": {"type": "str", "default": "done"},
             "owner": {"type": "dict", "default": {}},
             "ended": {"type": "str", "default": "", "no_log": False},
         },
@@ -137,12 +166,19 @@ def main() -> None:
     )
     lock = Lock(Path(module.params["path"]))
     owner = module.params["owner"]
+    journal = module.params["journal"] if not module.check_mode else None
     try:
         if module.params["state"] == "held":
             other = lock.take(owner, module.params["minutes"], module.params["ended"])
+            if journal and not other:
+                note(Path(journal), "began", owner, why=module.params["why"])
             module.exit_json(changed=False, held=not other, owner=other or owner)
         cleared = module.params["state"] == "cleared"
         former = lock.give_back(None if cleared else owner.get("token"))
+        if journal and former:
+            facts = {"why": module.params["why"], "since": former["since"]}
+            outcome = "its lock was cleared" if cleared else module.params["outcome"]
+            note(Path(journal), "ended", former, outcome=outcome, **facts)
         module.exit_json(changed=cleared and bool(former), owner=former)
     except OSError as error:
         module.fail_json(

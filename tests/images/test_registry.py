@@ -76,6 +76,17 @@ def test_an_unknown_image_is_named(pushed: dict[str, str], wrong: str) -> None:
     )
 
 
+def test_an_image_for_another_machine_is_named(registry: str, pushed: dict[str, str]) -> None:
+    """BM-10: before anything is started that could not run."""
+    tag = f"{registry}/{uuid.uuid4().hex[:8]}/redis:1"
+    tiny_image(tag, platform="linux/s390x")
+    docker("push", "--quiet", tag)
+    docker("image", "rm", "--force", tag)
+    for _ in ("at first", "and again"):
+        outcome = images("registry", **variables_of({**pushed, "redis": tag}))
+        outcome.failed_saying(tag, "does not exist for this machine's architecture", "Remedy:")
+
+
 def test_a_registry_that_is_down_is_named(pushed: dict[str, str]) -> None:
     outcome = images("registry", **{**variables_of(pushed), "nginx_image": "127.0.0.1:9/nginx:1"})
     outcome.failed_saying("127.0.0.1:9/nginx:1", "cannot be reached", "stack_image_source")

@@ -152,6 +152,34 @@ def test_run_that_was_killed(project: Project, other_run: subprocess.Popen[bytes
     assert not path.exists()
 
 
+def test_journal(project: Project, other_run: subprocess.Popen[bytes]) -> None:
+    """BM-10: every run has a beginning, and an end unless it was killed."""
+    path, journal = project.root / "run" / "web.lock", project.root / "state" / "journal.jsonl"
+    held_by(other_run.pid, path)
+    lock = {"path": str(path), "journal": str(journal), "why": "a try"}
+    cleared = {"run_lock": {**lock, "state": "cleared"}}
+    taken = {"run_lock": lock}
+    released = {"run_lock": {**lock, "state": "released", "outcome": "failed: so"}}
+    project.tasks(cleared, taken, released)
+    assert not journal.exists(), "not before anything else of the stack is there"
+    journal.parent.mkdir()
+    project.tasks(taken, released, options=("--check",))
+    assert not journal.exists()
+
+    held_by(other_run.pid, path)
+    project.tasks(taken)
+    project.tasks(cleared, taken, released)
+    entries = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert [(entry["event"], entry.get("outcome")) for entry in entries] == [
+        ("ended", "its lock was cleared"),
+        ("began", None),
+        ("ended", "failed: so"),
+    ]
+    assert entries[1]["token"] == entries[2]["token"] != entries[0]["token"]
+    assert entries[2]["since"] <= entries[2]["at"]
+    assert {entry["why"] for entry in entries} == {"a try"}
+
+
 def test_where_the_module_cannot_run(project: Project) -> None:
     """BM-10: no lock and no failure: what comes next says what is wrong."""
     nowhere = {"ansible_python_interpreter": "/nowhere/python3"}
