@@ -91,10 +91,15 @@ def playbook(
     name: str = "site.yml",
     variables: dict[str, Any] | None = None,
     interrupt_at: str | None = None,
+    kill_after: float | None = None,
     environment: dict[str, str] | None = None,
     seconds: float = 300,
 ) -> Run:
-    """Run one of the repository's playbooks, stopped by Ctrl-C when interrupt_at appears."""
+    """Run one of the repository's playbooks.
+
+    It is stopped by Ctrl-C when `interrupt_at` appears; with `kill_after`, so many seconds later
+    it is killed with all that it has started, as if the power had gone.
+    """
     command = [str(BIN / "ansible-playbook"), "-i", str(inventory), f"playbooks/{name}", *options]
     if variables:
         command += ["-e", json.dumps(variables)]
@@ -112,7 +117,7 @@ def playbook(
             start_new_session=True,
         ) as process:
             watchdog = _Watchdog(process, seconds)
-            impatience = _Impatience(process, command)
+            impatience = _Impatience(process, command, kill_after)
             lines: list[str] = []
             with watchdog, impatience:
                 assert process.stdout is not None
@@ -136,8 +141,11 @@ class _Impatience:
     end then kills it, workers included, which have sessions of their own.
     """
 
-    def __init__(self, process: subprocess.Popen[str], command: list[str]) -> None:
+    def __init__(
+        self, process: subprocess.Popen[str], command: list[str], kill_after: float | None
+    ) -> None:
         self._process = process
+        self._kill_after = kill_after
         self._command = "\0".join(command).encode()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._press, daemon=True)
@@ -146,6 +154,12 @@ class _Impatience:
         self._thread.start()
 
     def _press(self) -> None:
+        if self._kill_after is not None:
+            time.sleep(self._kill_after)
+            for process in (self._process.pid, *_descendants(self._process.pid)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+            return
         for _ in range(3):
             # The terminal sends it to the whole foreground group.
             with contextlib.suppress(ProcessLookupError):
@@ -162,6 +176,19 @@ class _Impatience:
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
+
+
+def _descendants(process: int) -> list[int]:
+    """All that a process has started and what those have, whatever sessions they are in."""
+    parents: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+            parents.setdefault(parent, []).append(int(path.parent.name))
+    found = [process]
+    for each in found:
+        found += parents.get(each, [])
+    return found[1:]
 
 
 class _Watchdog:

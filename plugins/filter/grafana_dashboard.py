@@ -206,9 +206,10 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _releases(origin: dict[str, str]) -> dict[str, Any]:
-    """A marker where a release begins: an image that serves from a slot, and did not a step ago."""
-    serving = "count by (slot, image) (compose_stack_release_info%s)"
-    expr = f"{serving % ''} unless {serving % ' offset $__interval'}"
+    """A marker where a release was not a step ago, with the receipt of its switch."""
+    labels = "release, slot, version, why, probes, failed, slowest_ms"
+    last = f"count by ({labels}) (compose_stack_release_record%s)"
+    expr = f"{last % ''} unless {last % ' offset $__interval'}"
     return {
         "name": "Releases",
         "datasource": origin,
@@ -217,8 +218,11 @@ def _releases(origin: dict[str, str]) -> dict[str, Any]:
         # Where Grafana 11 and where Grafana 12 looks for it.
         "expr": expr,
         "target": {"refId": "Anno", "expr": expr},
-        "titleFormat": "Release",
-        "textFormat": "{{image}} serves from {{slot}}",
+        "titleFormat": "Release {{release}} {{why}}",
+        "textFormat": (
+            "{{version}} in slot {{slot}}: {{probes}} probes, {{failed}} failed, "
+            "slowest {{slowest_ms}} ms"
+        ),
         "tagKeys": "slot",
     }
 

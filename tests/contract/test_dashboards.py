@@ -227,7 +227,7 @@ def test_releases_are_marked(dashboard: dict[str, Any]) -> None:
     if source(dashboard) != "prometheus":
         return
     (releases,) = dashboard["annotations"]["list"]
-    assert "compose_stack_release_info" in releases["expr"]
+    assert "compose_stack_release_record" in releases["expr"]
 
 
 def test_queries_are_whole(dashboard: dict[str, Any]) -> None:

@@ -124,7 +124,7 @@ def test_matchers_and_target_are_written_out() -> None:
 def test_releases_are_marked() -> None:
     """CS-11: with the metric that says what serves."""
     (annotation,) = make(description())["annotations"]["list"]
-    assert "compose_stack_release_info offset" in annotation["expr"]
+    assert "compose_stack_release_record offset" in annotation["expr"]
     assert annotation["expr"] == annotation["target"]["expr"]
 
 

@@ -397,6 +397,7 @@ class Scene:
         self.output = directory / "metrics" / "containers.prom"
         self.output.parent.mkdir()
         self.active = directory / "active"
+        self.releases = directory / "releases"
         self._collector: cm.Collector | None = None
 
     @property
@@ -404,8 +405,16 @@ class Scene:
         return [
             "--project=compose-stack", f"--output={self.output}", f"--socket={self.engine.socket}",
             f"--sysfs={self.kernel.sys}", f"--procfs={self.kernel.proc}",
-            f"--active-link={self.active}", f"--kmsg={self.kernel.log}",
+            f"--active-link={self.active}", f"--releases={self.releases}",
+            f"--kmsg={self.kernel.log}",
         ]  # fmt: skip
+
+    def released(self, number: int, **facts: Any) -> None:
+        """Keep the record of a release."""
+        directory = self.releases / str(number)
+        directory.mkdir(parents=True)
+        record = {"number": number, "slot": "green", "version": "1.2", "why": "", "receipt": {}}
+        (directory / "release.json").write_text(json.dumps(record | facts))
 
     @property
     def collector(self) -> cm.Collector:
@@ -477,8 +486,9 @@ def test_the_metrics_agreed_on_and_no_other(scene: Scene) -> None:
     scene.running("api-blue", 101)
     scene.engine.add("migrate-blue")
     scene.active.symlink_to("blue")
+    scene.released(1)
     names = scene.step().names()
-    release = {"compose_stack_release_info"}
+    release = {"compose_stack_release_info", "compose_stack_release_record"}
     assert names == USAGE | LIMITS | STATE | ITSELF | HOST | release == set(cm.METRICS)
 
 
@@ -634,6 +644,26 @@ def test_the_release_that_serves(scene: Scene) -> None:
     scene.kernel.end(blue, files)
     blue["State"].update(Status="exited", Pid=0)
     assert name not in scene.step().names()
+
+
+def test_the_last_release(scene: Scene) -> None:
+    """BM-10, CS-11: with the receipt of its switch, which dashboards mark."""
+    name = "compose_stack_release_record"
+    assert name not in scene.step().names()
+    before = {"sent": 20, "failed": 0, "slowest_ms": 10.4}
+    after = {"sent": 100, "failed": 1, "slowest_ms": 27.6}
+    scene.released(9, receipt={"before": before, "after": after}, why='a "faster" search')
+    scene.released(10)
+    (scene.releases / ".11").mkdir()
+    labels = {"slot": "green", "version": "1.2"}
+    found = scene.step()
+    nothing = {"probes": "0", "failed": "0", "slowest_ms": "0"}
+    assert found.value(name, release="10", **labels, why="", **nothing) == 1
+    shutil.rmtree(scene.releases / "10")
+    found = scene.step()
+    receipt = {"probes": "120", "failed": "1", "slowest_ms": "28"}
+    why = 'a "faster" search'
+    assert found.value(name, release="9", **labels, why=why, **receipt) == 1
 
 
 # --- Where cgroups are.

@@ -7,7 +7,7 @@ files. Needs Python 3.9 or later and nothing else.
 """
 # pathlib, typing, dataclasses and http.client would double the memory of a process that is always
 # there.
-# ruff: noqa: PTH100, PTH104, PTH108, PTH112, PTH115, PTH116, PTH118, PTH119, PTH120
+# ruff: noqa: PTH100, PTH104, PTH108, PTH112, PTH115, PTH116, PTH118, PTH119, PTH120, PTH208
 
 from __future__ import annotations
 
@@ -76,6 +76,10 @@ METRICS = {
     "container_last_seen": ("gauge", "Unix time at which the engine last listed the container."),
     "container_exit_code": ("gauge", "Exit code of a container that does not run."),
     "compose_stack_release_info": ("gauge", "The slot that serves, and its image."),
+    "compose_stack_release_record": (
+        "gauge",
+        "The last release: its number, slot, version, reason and the receipt of its switch.",
+    ),
     "host_network_receive_bytes_total": ("counter", "Bytes received by a device of the host."),
     "host_network_transmit_bytes_total": ("counter", "Bytes sent by a device of the host."),
     "container_metrics_collected_timestamp_seconds": ("gauge", "Unix time of this collection."),
@@ -467,6 +471,7 @@ class Collector:
         page = Page()
         parts: tuple[tuple[str, Callable[[], None]], ...] = (
             ("engine", lambda: self._add_containers(page, now)),
+            ("release", lambda: self._add_release(page)),
             ("host", lambda: self._add_host(page)),
         )
         for name, part in parts:
@@ -672,6 +677,28 @@ class Collector:
             return ""
         return os.path.basename(target.rstrip("/"))
 
+    def _add_release(self, page: Page) -> None:
+        if self._options.releases is None or not os.path.isdir(self._options.releases):
+            return
+        numbers = [int(name) for name in os.listdir(self._options.releases) if name.isdecimal()]
+        if not numbers:
+            return
+        record = json.loads(read(f"{self._options.releases}/{max(numbers)}/release.json"))
+        phases = [
+            record["receipt"][name] for name in ("before", "after") if name in record["receipt"]
+        ]
+        slowest = [phase["slowest_ms"] for phase in phases if phase["slowest_ms"] is not None]
+        labels = {
+            "release": str(record["number"]),
+            "slot": str(record["slot"] or ""),
+            "version": str(record["version"]),
+            "why": str(record["why"])[:100],
+            "probes": str(sum(phase["sent"] for phase in phases)),
+            "failed": str(sum(phase["failed"] for phase in phases)),
+            "slowest_ms": f"{max(slowest, default=0):.0f}",
+        }
+        page.add("compose_stack_release_record", 1, labels)
+
     def _add_host(self, page: Page) -> None:
         for name, received, sent in devices(read(f"{self._options.procfs}/net/dev")):
             if not DOCKER_DEVICE.fullmatch(name):
@@ -744,6 +771,7 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
         "--once", action="store_true", help="collect once; exit status 1 on any error"
     )
     parser.add_argument("--active-link", metavar="PATH", help="link to the slot that serves")
+    parser.add_argument("--releases", metavar="PATH", help="directory that releases are kept in")
     parser.add_argument(
         "--socket", default="/var/run/docker.sock", metavar="PATH", help="the engine's socket"
     )
