@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import threading
 from datetime import datetime
@@ -14,12 +15,14 @@ from ansible.module_utils.bake import Answers
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# What nginx answers by itself when an upstream breaks off or does not answer in time.
-OWN_ERRORS = frozenset({502, 504})
+# What nginx notes of an upstream that broke off, or did not answer in time. What it then tells the
+# client is a matter of its configuration.
+OWN_ERRORS = frozenset({"502", "504"})
 
 
 class GatewayLog:
-    """Follows a proxy's access log, of which each line is a JSON object with `time` and `status`.
+    """Follows a proxy's access log, of which each line is a JSON object with `time` and
+    `upstream_status` (nginx's `$upstream_status`: one for each upstream that was tried).
 
     An application counts what it has answered; whoever asked a process that died is known to the
     proxy alone.
@@ -67,6 +70,8 @@ class GatewayLog:
             try:
                 entry = json.loads(line)
                 moment = datetime.fromisoformat(entry["time"]).timestamp()
-                self._seen.append((moment, entry["status"] in OWN_ERRORS))
+                tried = re.findall(r"\d+", entry["upstream_status"])
+                if tried:
+                    self._seen.append((moment, tried[-1] in OWN_ERRORS))
             except (ValueError, KeyError, TypeError):
                 continue  # of something else

@@ -87,6 +87,13 @@ def test_there_and_back_and_there_again(stack: Stack) -> None:
     (line,) = (line for line in listed.output.splitlines() if "(serves)" in line)
     assert f"back to release {before + 1}" in line
 
+    # The next change takes the place of what stands by, and leaves the proxy alone.
+    proxy, second = stack.one("nginx")["State"], standing_by(stack)
+    with serving(stack):
+        site_yml(api_log_level="warning").succeeded()
+    assert second["Id"] not in {item["Id"] for items in stack.services().values() for item in items}
+    assert stack.one("nginx")["State"]["StartedAt"] == proxy["StartedAt"]
+
     with serving(stack):
         rollback(rollback_to=before, stack_reason="as it was").succeeded()
     assert setting(stack, "API_LOG_LEVEL") == "info"

@@ -139,7 +139,7 @@ def logged(log: Path, status: int) -> None:
     """One line, as nginx would write it."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     with log.open("a") as file:
-        file.write(json.dumps({"time": now, "status": status}) + "\n")
+        file.write(json.dumps({"time": now, "upstream_status": f"503, {status}"}) + "\n")
 
 
 @pytest.fixture
