@@ -61,7 +61,7 @@ clean: controller ## remove the stack and ALL ITS DATA; asks first, CONFIRM=<pro
 	@$(playbook) playbooks/clean.yml --extra-vars 'clean_confirm=$(CONFIRM)'
 
 .PHONY: release
-release: export REASON = $(WHY)
+release: export REASON = $(value WHY)
 release: controller ## deploy a new version, watched; WHY='a faster search' is kept with it
 	@$(playbook) playbooks/site.yml \
 	  --extra-vars "$$(python -c 'import json, os; print(json.dumps({"stack_reason": os.environ["REASON"]}))')"

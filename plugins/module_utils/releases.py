@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from ansible.module_utils import trees
 from ansible.module_utils.trees import FILE, Entry, Tree, TreeError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
 RECORD = "release.json"
@@ -39,6 +40,15 @@ def load(path: Path, number: int) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         kept = ", ".join(map(str, numbers(path))) or "none"
         raise TreeError(f"release {number} cannot be read ({error}); kept are: {kept}") from None
+    return found
+
+
+def readable(path: Path, which: Iterable[int]) -> list[dict[str, Any]]:
+    """The records of these releases, without those that were damaged."""
+    found = []
+    for number in which:
+        with contextlib.suppress(TreeError):
+            found.append(load(path, number))
     return found
 
 
@@ -72,14 +82,11 @@ def record(path: Path, services: Path, names: Sequence[str], facts: Mapping[str,
 
 def prune(path: Path, keep: int) -> list[dict[str, Any]]:
     """Remove all but the newest, at least two; return the records of those removed."""
-    gone = []
-    for number in numbers(path)[: -max(keep, 2)]:
-        try:
-            gone.append(load(path, number))
-        except TreeError:
-            gone.append({})
+    gone = numbers(path)[: -max(keep, 2)]
+    records = readable(path, gone)
+    for number in gone:
         shutil.rmtree(path / str(number))
-    return gone
+    return records
 
 
 class Restored(NamedTuple):

@@ -600,7 +600,8 @@ def plan(params: Mapping[str, Any]) -> dict[str, Any]:
 def release_due(kept: Path, activation: Mapping[str, Any]) -> bool:
     """Tell whether the newest release that is kept has other trees than were staged.
 
-    A run that was killed before it kept its release leaves that to the next.
+    A run that was killed before it kept its release leaves that to the next, and a record that was
+    damaged does not stand in the way of one.
     """
     from ansible.module_utils import releases, trees
 
@@ -612,7 +613,10 @@ def release_due(kept: Path, activation: Mapping[str, Any]) -> bool:
         name: trees.digest(trees.scan(str(stage / name / "current")))
         for name in activation["names"]
     }
-    return bool(releases.load(kept, numbers[-1])["trees"] != staged)
+    try:
+        return bool(releases.load(kept, numbers[-1]).get("trees") != staged)
+    except trees.TreeError:
+        return True
 
 
 def main() -> None:

@@ -105,7 +105,7 @@ def main() -> None:
     try:
         number = releases.record(path, services, params["names"], facts)
         gone = releases.prune(path, params["keep"])
-        kept = [releases.load(path, each) for each in releases.numbers(path)]
+        kept = releases.readable(path, releases.numbers(path))
     except trees.TreeError as error:
         module.fail_json(msg=str(error))
     unneeded = images(gone) - images(kept)

@@ -60,9 +60,9 @@ options:
   gateway_log:
     description:
       - A command that prints the access log of the proxy in front of the slots, of a while ago and
-        on. Each line is a JSON object with C(time) (ISO 8601) and C(upstream_status), as nginx has it.
-      - The slots are compared by the 502 and 504 in it, too. They are what clients get when a
-        process dies, and no process counts them.
+        on. Each line is a JSON object with C(time) (ISO 8601) and nginx's C(upstream_status).
+      - The slots are compared by the 502 and 504 in it, too. They are what is noted when a process
+        dies, and no process counts them.
     type: list
     elements: str
     default: []

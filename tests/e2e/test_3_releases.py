@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,7 +131,7 @@ def test_settings_and_secrets_come_back_too(stack: Stack) -> None:
 
     before, number = state(), latest()["number"]
     for password in ("another-password-3", "another-password-4"):
-        secrets = {"redis_cache_password": password}
+        secrets = {"redis_cache_password": password, "operator_password": password}
         site_yml(nginx_hsts_seconds=1111111, secrets_values=secrets).succeeded()
     stack.wait_healthy()
     after = state()
@@ -140,7 +141,28 @@ def test_settings_and_secrets_come_back_too(stack: Stack) -> None:
     rollback(rollback_to=number).succeeded()
     stack.wait_healthy()
     assert state() == before
+    playbook(INVENTORY, name="status.yml").succeeded()
     site_yml().succeeded()
+
+
+@pytest.mark.parametrize("after_seconds", [6, 10, 14])
+def test_release_while_postgres_restarts(stack: Stack, after_seconds: int) -> None:
+    """BM-10: the old version or the new one serves at the end, and what was written is there."""
+    postgres = stack.one("postgres")["Id"]
+    restart = threading.Timer(after_seconds, stack.engine.run, ["docker", "restart", postgres])
+    with Traffic(stack.site, per_second=5, uploads=0, long_requests=0) as traffic:
+        restart.start()
+        run = site_yml(stack_reason="postgres restarts", api_stop_seconds=60 + after_seconds)
+        restart.join()
+        stack.wait_healthy()
+    if run.returncode:
+        refused(run, "What ran before runs on")
+    assert latest()["why"] == ("" if run.returncode else "postgres restarts")
+    assert {answer.failure[:8] for answer in traffic.failures} <= {"HTTP 503"}
+    assert len(traffic.acknowledged) > 20
+    assert traffic.lost(stack) == []
+    site_yml().succeeded()
+    assert site_yml().succeeded().changed == 0
 
 
 def test_scale(stack: Stack) -> None:

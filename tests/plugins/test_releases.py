@@ -281,3 +281,19 @@ def test_a_release_that_was_not_kept_is_due(host: Host, tmp_path: Path) -> None:
     assert due() is True
     shutil.rmtree(host.kept)
     assert due() is True
+
+
+def test_damaged_record(host: Host, tmp_path: Path) -> None:
+    """BM-10: it is not gone back to, and stands in the way of no other release."""
+    host.deploy("one")
+    stage = tmp_path / "stage"
+    shutil.copytree(host.services, stage)
+    (host.kept / "1" / "release.json").write_text('{"number": 1, "tre')
+    assert release_due(host.kept, {"stage": str(stage), "names": ["api", "nginx", "stack"]})
+    with pytest.raises(TreeError, match="release 1 cannot be read"):
+        host.back(1)
+    assert host.deploy("two") == 2
+    assert [each["number"] for each in releases.readable(host.kept, [1, 2])] == [2]
+    host.deploy("three")
+    assert releases.prune(host.kept, 2) == []
+    assert releases.numbers(host.kept) == [2, 3]
