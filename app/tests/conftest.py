@@ -51,6 +51,8 @@ ALTER SCHEMA public OWNER TO app_owner;
 GRANT USAGE ON SCHEMA public TO app;
 ALTER DEFAULT PRIVILEGES FOR ROLE app_owner IN SCHEMA public
   GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO app;
+ALTER DEFAULT PRIVILEGES FOR ROLE app_owner IN SCHEMA public
+  GRANT USAGE, SELECT ON SEQUENCES TO app;
 SQL
   pg_ctl stop -w -s -m fast
 }}
@@ -238,7 +240,7 @@ def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backends]:
 def clean(backends: Backends) -> Backends:
     """The services, empty."""
     with backends.connect() as connection:
-        connection.execute("TRUNCATE items RESTART IDENTITY")
+        connection.execute("TRUNCATE items, coupons, claims RESTART IDENTITY")
     backends.client().flushdb()
     return backends
 

@@ -18,6 +18,9 @@ from sqlalchemy.pool import NullPool
 from compose_app import migrate
 from conftest import SRC, Backends, free_port, wait_for
 
+KNOWN = sorted(path.name[:4] for path in SRC.glob("compose_app/migrations/versions/[0-9]*.py"))
+HEAD = KNOWN[-1]
+
 
 def run(
     backends: Backends, command: str = "migrate", src: Path = SRC, **changes: str
@@ -41,7 +44,7 @@ def names(backends: Backends) -> list[str]:
 def empty(clean: Backends) -> Backends:
     """The database as it is before the first migration."""
     with clean.connect() as connection:
-        connection.execute("DROP TABLE items, alembic_version")
+        connection.execute("DROP TABLE items, claims, coupons, alembic_version")
     return clean
 
 
@@ -63,8 +66,8 @@ def add_migration(src: Path, revision: str, before: str, statement: str) -> None
 @pytest.fixture
 def broken(source: Path) -> Path:
     """A source tree whose second migration works and whose third does not."""
-    add_migration(source, "0002", "0001", "ALTER TABLE items ADD COLUMN colour text")
-    add_migration(source, "0003", "0002", "ALTER TABLE items ADD COLUMN colour text")
+    add_migration(source, "9001", HEAD, "ALTER TABLE items ADD COLUMN colour text")
+    add_migration(source, "9002", "9001", "ALTER TABLE items ADD COLUMN colour text")
     return source
 
 
@@ -83,7 +86,7 @@ def test_twice(empty: Backends) -> None:
 
 def test_schema_of_a_newer_version(empty: Backends, source: Path) -> None:
     """BM-10: after a rollback the older version starts on the schema of the newer one."""
-    add_migration(source, "0002", "0001", "ALTER TABLE items ADD COLUMN note text")
+    add_migration(source, "9001", HEAD, "ALTER TABLE items ADD COLUMN note text")
     assert run(empty, src=source).returncode == 0
     older = run(empty)
     assert older.returncode == 0, older.stdout
@@ -92,27 +95,27 @@ def test_schema_of_a_newer_version(empty: Backends, source: Path) -> None:
     with empty.connect() as connection:
         assert connection.execute("SELECT note FROM items").fetchall() == []
         connection.execute("ALTER TABLE items DROP COLUMN note")
-        connection.execute("UPDATE alembic_version SET version_num = '0001'")
+        connection.execute("UPDATE alembic_version SET version_num = %s", (HEAD,))
 
 
 def test_schema_of_another_branch(empty: Backends, source: Path, tmp_path: Path) -> None:
     """FS-3: a revision that is merely unknown is no newer one, and must not pass for it."""
-    add_migration(source, "0002a", "0001", "ALTER TABLE items ADD COLUMN note text")
+    add_migration(source, "9001a", HEAD, "ALTER TABLE items ADD COLUMN note text")
     assert run(empty, src=source).returncode == 0
     branch = tmp_path / "branch"
     shutil.copytree(SRC, branch, ignore=shutil.ignore_patterns("__pycache__"))
-    add_migration(branch, "0002b", "0001", "ALTER TABLE items ADD COLUMN colour text")
+    add_migration(branch, "9001b", HEAD, "ALTER TABLE items ADD COLUMN colour text")
     other = run(empty, src=branch)
     assert other.returncode == 1, other.stdout
-    assert "0002a" in other.stdout
+    assert "9001a" in other.stdout
     with empty.connect() as connection:
         connection.execute("ALTER TABLE items DROP COLUMN note")
-        connection.execute("UPDATE alembic_version SET version_num = '0001'")
+        connection.execute("UPDATE alembic_version SET version_num = %s", (HEAD,))
 
 
 def test_at_the_same_time(clean: Backends, source: Path) -> None:
     """FS-3: of two at once the second waits for the first, and then has nothing to do."""
-    add_migration(source, "0002", "0001", "SELECT pg_advisory_xact_lock(1); CREATE TABLE once ()")
+    add_migration(source, "9001", HEAD, "SELECT pg_advisory_xact_lock(1); CREATE TABLE once ()")
 
     def waiting(count: int) -> bool:
         with clean.connect() as connection:
@@ -128,7 +131,8 @@ def test_at_the_same_time(clean: Backends, source: Path) -> None:
             second = pool.submit(run, clean, src=source)
             wait_for("the second to wait", lambda: waiting(2), 9)
         assert (first.result().returncode, second.result().returncode) == (0, 0), second.result()
-        connection.execute("DROP TABLE once; UPDATE alembic_version SET version_num = '0001'")
+        connection.execute("DROP TABLE once")
+        connection.execute("UPDATE alembic_version SET version_num = %s", (HEAD,))
 
 
 def test_failing(clean: Backends, broken: Path) -> None:
@@ -139,9 +143,7 @@ def test_failing(clean: Backends, broken: Path) -> None:
     assert last["event"] == "migration failed, schema unchanged"
     assert "colour" in last["error"]
     with clean.connect() as connection:
-        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [
-            ("0001",)
-        ]
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [(HEAD,)]
         columns = connection.execute(
             "SELECT count(*) FROM information_schema.columns WHERE column_name = 'colour'"
         ).fetchone()
@@ -249,14 +251,14 @@ def test_linter_notices(statement: str, rule: str) -> None:
 
 def test_what_is_pending(empty: Backends, source: Path) -> None:
     """FS-3: what a release asks before it rehearses; in order, and nothing is applied."""
-    add_migration(source, "0002", "0001", "ALTER TABLE items ADD COLUMN note text")
-    assert run(empty, "pending", source).stdout.split() == ["0001", "0002"]
+    add_migration(source, "9001", HEAD, "ALTER TABLE items ADD COLUMN note text")
+    assert run(empty, "pending", source).stdout.split() == [*KNOWN, "9001"]
     assert run(empty).returncode == 0
     assert run(empty, "pending").stdout == ""
-    assert run(empty, "pending", source).stdout.split() == ["0002"]
+    assert run(empty, "pending", source).stdout.split() == ["9001"]
     assert run(empty, src=source).returncode == 0
     newer = run(empty, "pending")
     assert (newer.returncode, newer.stdout) == (0, "")
     with empty.connect() as connection:
         connection.execute("ALTER TABLE items DROP COLUMN note")
-        connection.execute("UPDATE alembic_version SET version_num = '0001'")
+        connection.execute("UPDATE alembic_version SET version_num = %s", (HEAD,))

@@ -11,7 +11,7 @@ from flask.testing import FlaskClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from compose_app.items import cursor
+from compose_app import cursor
 from conftest import Backends
 
 

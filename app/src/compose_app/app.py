@@ -6,6 +6,8 @@ from compose_app import errors, exporter, logging, scope
 from compose_app.cache import routes as cache
 from compose_app.cache.store import CacheStore
 from compose_app.config import Settings
+from compose_app.coupons import routes as coupons
+from compose_app.coupons.store import CouponStore
 from compose_app.db import Database
 from compose_app.docs import routes as docs
 from compose_app.health import routes as health
@@ -31,6 +33,7 @@ def build_app(settings: Settings) -> Api:
         # Nothing is queued yet: it is asked for its health alone.
         caches.append(Cache(settings.redis_queue_url, password, "redis-queue"))
     app.register_api(items.blueprint(ItemStore(database)))
+    app.register_api(coupons.blueprint(CouponStore(database)))
     app.register_api(cache.blueprint(CacheStore(redis)))
     app.register_api(health.blueprint(database, caches))
     app.register_blueprint(docs.blueprint(app))

@@ -17,14 +17,22 @@ ITEMS = [
     {"name": "Garden shears", "description": "", "price": 2950, "quantity": 40},
 ]
 """Prices in cents."""
+COUPONS = [{"name": "WELCOME", "amount": 100}]
 
 
 def seed(connection: Connection) -> None:
-    """Add those of ITEMS whose names are not there yet."""
+    """Add those of ITEMS and COUPONS whose names are not there yet."""
     connection.execute(
         text(
             "INSERT INTO items (name, description, price_cents, quantity)"
             " VALUES (:name, :description, :price, :quantity) ON CONFLICT (name) DO NOTHING"
         ),
         ITEMS,
+    )
+    connection.execute(
+        text(
+            "INSERT INTO coupons (name, amount, remaining_amount)"
+            " VALUES (:name, :amount, :amount) ON CONFLICT (name) DO NOTHING"
+        ),
+        COUPONS,
     )

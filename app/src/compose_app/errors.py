@@ -92,6 +92,7 @@ UNAUTHORIZED = _kind(
 )
 NOT_FOUND = _kind("not-found", 404, "Not found", "Nothing answers at this path.")
 ITEM_NOT_FOUND = _kind("item-not-found", 404, "Item not found", "No item has this id.")
+COUPON_NOT_FOUND = _kind("coupon-not-found", 404, "Coupon not found", "No coupon has this name.")
 KEY_NOT_FOUND = _kind(
     "key-not-found", 404, "Key not found", "The cache has no such key, or it has expired."
 )
@@ -101,7 +102,14 @@ METHOD_NOT_ALLOWED = _kind(
     "Method not allowed",
     "This path does not know this method; the Allow header lists those it knows.",
 )
-NAME_TAKEN = _kind("name-taken", 409, "Name taken", "Another item already has this name.")
+NAME_TAKEN = _kind("name-taken", 409, "Name taken", "Another of its kind already has this name.")
+ALREADY_CLAIMED = _kind(
+    "already-claimed",
+    409,
+    "Already claimed",
+    "This user has claimed this coupon. Where an answer was lost, this is what it said.",
+)
+NONE_LEFT = _kind("none-left", 409, "None left", "All pieces of this coupon are claimed.")
 TOO_LARGE = _kind("content-too-large", 413, "Content too large", "The body is larger than 1 MiB.")
 UNSUPPORTED = _kind(
     "unsupported-media-type",

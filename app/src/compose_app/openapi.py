@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import orjson
 from flask import Response, request
 from flask_openapi3 import APIBlueprint, Info, OpenAPI
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from compose_app import __version__, errors
 from compose_app.errors import Kind, Problem, ProblemError
@@ -116,6 +116,16 @@ class Blueprint(APIBlueprint):
         return view
 
 
+def created(model: type[_M]) -> type[_M]:
+    """The response 201 of an operation that answers with the new thing and where it is.
+
+    A model of the same name, so that the document has the schema once.
+    """
+    location = {"Location": {"description": "Path of what is new.", "schema": {"type": "string"}}}
+    config = ConfigDict(openapi_extra={"headers": location})  # type: ignore[typeddict-unknown-key]
+    return type(model.__name__, (model,), {"__doc__": model.__doc__, "model_config": config})
+
+
 def problems(*kinds: Kind) -> dict[int | str, Any]:
     """Responses of an operation for the kinds of error it can end with.
 
@@ -149,8 +159,8 @@ class Api(OpenAPI):
             info=Info(
                 title="compose-app",
                 version=__version__,
-                description="Items in PostgreSQL and a cache in Redis. Every error is a problem "
-                "document (RFC 9457).",
+                description="Items, coupons and a cache. "
+                "Every error is a problem document (RFC 9457).",
             ),
             validation_error_model=Problem,
             doc_ui=False,

@@ -1,7 +1,7 @@
 """`compose-app smoke`: what a client does, without a server.
 
 A release lets the version that serves run it on a copy of the database that the new version has
-migrated. What it writes it removes again.
+migrated. What it writes stays there.
 """
 
 from __future__ import annotations
@@ -59,10 +59,21 @@ def _items(client: FlaskClient) -> None:
     _expect(client.get(path), 404)
 
 
+def _coupons(client: FlaskClient) -> None:
+    name = f"smoke {uuid4()}"
+    path = _expect(client.post("/api/coupons", json={"name": name, "amount": 2}), 201).headers
+    claim = {"user_id": "smoke", "coupon_name": name}
+    _expect(client.post("/api/coupons/claim", json=claim), 201)
+    _expect(client.post("/api/coupons/claim", json=claim), 409)
+    batch = {"coupon_name": name, "user_ids": ["smoke", "more", "most"]}
+    _expect(client.post("/api/coupons/claim/batch", json=batch), 200)
+    _expect(client.get(path["Location"]), 200)
+
+
 def _cache(client: FlaskClient) -> None:
     path = f"/api/cache/smoke-{uuid4()}"
     _expect(client.put(path, json={"value": "smoke", "ttl": 1}), 200)
     _expect(client.get(path), 200)
 
 
-STEPS: tuple[Callable[[FlaskClient], None], ...] = (_health, _items, _cache)
+STEPS: tuple[Callable[[FlaskClient], None], ...] = (_health, _items, _coupons, _cache)

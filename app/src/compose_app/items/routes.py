@@ -5,12 +5,12 @@ from __future__ import annotations
 from flask import Response
 from flask_openapi3 import Tag
 
-from compose_app import errors
+from compose_app import cursor, errors
 from compose_app.errors import ProblemError
-from compose_app.items import cursor
-from compose_app.items.schemas import Item, ItemIn, ItemPage, ItemPath, ItemQuery
+from compose_app.fields import PageQuery
+from compose_app.items.schemas import Item, ItemIn, ItemPage, ItemPath
 from compose_app.items.store import ItemStore, NameTaken
-from compose_app.openapi import Blueprint, json_response, problems
+from compose_app.openapi import Blueprint, created, json_response, problems
 
 
 def _not_found(item_id: int) -> ProblemError:
@@ -27,7 +27,7 @@ def blueprint(store: ItemStore) -> Blueprint:
         summary="List items",
         responses={200: ItemPage, **problems(errors.INVALID, errors.UNAVAILABLE)},
     )
-    def list_items(query: ItemQuery) -> Response:
+    def list_items(query: PageQuery) -> Response:
         """Items in order of their ids. An item that exists throughout is on exactly one page."""
         rows = store.page(query.cursor, query.limit + 1)
         more = len(rows) > query.limit
@@ -41,16 +41,7 @@ def blueprint(store: ItemStore) -> Blueprint:
         operation_id="createItem",
         summary="Create an item",
         responses={
-            201: {
-                "description": "Created.",
-                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Item"}}},
-                "headers": {
-                    "Location": {
-                        "description": "Path of the new item.",
-                        "schema": {"type": "string"},
-                    }
-                },
-            },
+            201: created(Item),
             **problems(
                 errors.INVALID_JSON,
                 errors.NAME_TAKEN,

@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from datetime import datetime
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field
 
-from compose_app.items.cursor import decode
+from compose_app.fields import MAX_INTEGER, Decimal, Text
 
 MAX_ID = 2**63 - 1
-MAX_INTEGER = 2**31 - 1
-MAX_PAGE = 100
-_DIGITS = re.compile(r"[0-9]{1,19}", re.ASCII)
 
-
-def _decimal(value: object) -> int:
-    """Digits only: int() would also take underscores, signs, spaces and other scripts' digits."""
-    if not isinstance(value, str) or not _DIGITS.fullmatch(value):
-        raise ValueError("must be a whole number in decimal digits")
-    return int(value)
-
-
-def _no_nul(value: str) -> str:
-    if "\0" in value:
-        raise ValueError("must not contain NUL")
-    return value
-
-
-def _cursor(value: object) -> int:
-    return decode(str(value))
-
-
-Text = Annotated[str, AfterValidator(_no_nul)]
 Name = Annotated[
     Text,
     Field(
@@ -83,17 +60,4 @@ class ItemPage(BaseModel):
 class ItemPath(BaseModel):
     """Which item."""
 
-    id: Annotated[int, BeforeValidator(_decimal)] = Field(ge=1, le=MAX_ID)
-
-
-class ItemQuery(BaseModel):
-    """Which page of items."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    limit: Annotated[int, BeforeValidator(_decimal)] = Field(
-        20, ge=1, le=MAX_PAGE, description="Items a page."
-    )
-    cursor: Annotated[
-        int, BeforeValidator(_cursor), WithJsonSchema({"type": "string", "maxLength": 64})
-    ] = Field(default_factory=int, description="`next_cursor` of the page before. Opaque.")
+    id: Decimal = Field(ge=1, le=MAX_ID)
