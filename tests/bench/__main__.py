@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.bench import footprint, load
+from tests.bench import claims, footprint, load
 from tests.figures import Figure, report, table, write
 from tests.harness import MAX_EXECUTIONS, ROOT, Engine, Run, Site, Stack, playbook
 
@@ -245,6 +245,21 @@ def requests_per_second(bench: Bench) -> list[Figure]:
     ]
 
 
+def claims_per_second(bench: Bench) -> list[Figure]:
+    found = claims.measure(bench.stack)
+    single, naive, many = (
+        f"{statistics.median(rates):.0f} claims/s"
+        for rates in (found.one_statement, found.select_for_update, found.in_batches)
+    )
+    return [
+        Figure(
+            "claims on one hot coupon: one statement / `SELECT ... FOR UPDATE` in a transaction",
+            f"{found.ratio:.2f} ({single} / {naive})",
+        ),
+        Figure(f"claims on one hot coupon, {claims.BATCH} users a batch", many),
+    ]
+
+
 def monitoring_memory(bench: Bench) -> list[Figure]:
     core = set(bench.stack.services())
     bench.run(stack_profiles=["monitoring"])
@@ -278,6 +293,9 @@ NOTES = f"""\
   and no client can. All have the same workers and CPU limits, and the rate limit is out of the way.
 - Without metrics means that whatever counts does nothing. Requests per second vary by more than
   that is worth; the CPU time that a request takes, which is what limits them, is counted instead.
+- Claims: {claims.CLIENTS} clients at once, each with a connection of its own, {claims.ROUNDS}
+  rounds of {claims.SECONDS:.0f} s in which the ways take turns; medians. The naive way locks the
+  coupon's row and then asks and writes over four round trips.
 - From a bare machine to healthy HTTPS is not measured here: that needs a bare machine.
 """
 
@@ -293,6 +311,7 @@ def measure(bench: Bench) -> tuple[list[Figure], bool]:
         ("one changed setting", one_setting),
         ("images", images),
         ("requests per second", requests_per_second),
+        ("claims per second", claims_per_second),
         ("memory of the profile `monitoring`", monitoring_memory),
     ]
     for name, step in steps:
