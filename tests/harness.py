@@ -137,8 +137,9 @@ def playbook(
 class _Impatience:
     """Presses Ctrl-C, and again as long as nothing comes of it.
 
-    Ansible now and then waits for ever when the first arrives while it starts a worker. Who sees no
-    end then kills it, workers included, which have sessions of their own.
+    Ansible now and then goes on as if nothing had been pressed, or waits for ever, when the first
+    arrives while it starts a worker. Who sees no end then kills it, workers included, which have
+    sessions of their own.
     """
 
     def __init__(
@@ -160,11 +161,11 @@ class _Impatience:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
             return
-        for _ in range(3):
+        for _ in range(8):
             # The terminal sends it to the whole foreground group.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGINT)
-            if self._ended.wait(20):
+            if self._ended.wait(7):
                 return
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
