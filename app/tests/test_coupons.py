@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote
 
+import psycopg
 import pytest
 from flask.testing import FlaskClient
 from hypothesis import HealthCheck, given, settings
@@ -385,3 +386,21 @@ def test_sold_out_without_a_lock(stores: Stores, clean: Backends) -> None:
         with pytest.raises(AlreadyClaimed):
             store.claim("ada", "there")
         assert store.claim_many(["ada", "bob"], "gone") == (set(), {"ada"})
+
+
+def test_plans_do_not_look_through_a_coupons_claims(stores: Stores, clean: Backends) -> None:
+    """CO-3: not even of one that is new and hot, of which the statistics know nothing yet."""
+    (store,) = stores(1)
+    with clean.connect() as connection:
+        store.create("old", 1)
+        connection.execute("ANALYZE coupons, claims")
+        store.create("hot", 100_000)
+        for chunk in range(5):
+            store.claim_many([f"u{chunk}-{n}" for n in range(1000)], "hot")
+        cursor = psycopg.ClientCursor(connection)
+        for statement in (coupons._CLAIM, coupons._CLAIM_MANY):
+            parameters = {"user": "ada", "users": ["ada", "bob"], "coupon": "hot"}
+            plan = cursor.execute(f"EXPLAIN {statement}", parameters).fetchall()  # type: ignore[arg-type]
+            used = {line for (line,) in plan if "claims" in line and "Scan" in line}
+            assert used
+            assert all("claims_user_id_coupon_name_key" in line for line in used), used

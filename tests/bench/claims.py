@@ -118,8 +118,8 @@ class Claims:
 
 def measure(stack: Stack) -> Claims:
     said = stack.compose(
-        *("run", "--rm", "--no-deps", "--no-TTY", "--env", "API_SOCKET_DIR=/tmp"),
-        *("--env", "METRICS_PORT=0", stack.api_slot(), "python3", "-c", SCRIPT),
+        *("run", "--rm", "--no-deps", "--no-TTY"),
+        *("--env", "PROMETHEUS_MULTIPROC_DIR=/tmp", stack.api_slot(), "python3", "-c", SCRIPT),
         json.dumps([CLIENTS, ROUNDS, SECONDS, BATCH]),
     )
     return Claims(**json.loads(said.splitlines()[-1]))
