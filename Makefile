@@ -146,7 +146,7 @@ bench: development ## measure the stack; prints a table
 	@python -m tests.bench
 
 .PHONY: prove
-prove: development ## what takes too long for `test`: every alert, twenty releases, Ubuntu; an hour, as root
+prove: development ## what takes too long for `test`: every alert, fifty releases, a kill after every task, Ubuntu; two hours, as root
 	@python -m pytest --capture=no --tb=short tests/prove
 
 .PHONY: lock

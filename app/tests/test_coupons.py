@@ -400,7 +400,7 @@ def test_plans_do_not_look_through_a_coupons_claims(stores: Stores, clean: Backe
         cursor = psycopg.ClientCursor(connection)
         for statement in (coupons._CLAIM, coupons._CLAIM_MANY):
             parameters = {"user": "ada", "users": ["ada", "bob"], "coupon": "hot"}
-            plan = cursor.execute(f"EXPLAIN {statement}", parameters).fetchall()  # type: ignore[arg-type]
+            plan = cursor.execute(f"EXPLAIN {statement}", parameters).fetchall()
             used = {line for (line,) in plan if "claims" in line and "Scan" in line}
             assert used
             assert all("claims_user_id_coupon_name_key" in line for line in used), used
