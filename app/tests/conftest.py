@@ -240,7 +240,7 @@ def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backends]:
 def clean(backends: Backends) -> Backends:
     """The services, empty."""
     with backends.connect() as connection:
-        connection.execute("TRUNCATE items, coupons, claims RESTART IDENTITY")
+        connection.execute("TRUNCATE items, coupons, claims, users RESTART IDENTITY")
     backends.client().flushdb()
     return backends
 

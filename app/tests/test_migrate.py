@@ -44,7 +44,7 @@ def names(backends: Backends) -> list[str]:
 def empty(clean: Backends) -> Backends:
     """The database as it is before the first migration."""
     with clean.connect() as connection:
-        connection.execute("DROP TABLE items, claims, coupons, alembic_version")
+        connection.execute("DROP TABLE items, claims, coupons, users, alembic_version")
     return clean
 
 

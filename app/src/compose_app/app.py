@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from compose_app import errors, exporter, logging, scope
+from compose_app.birthdays import routes as birthdays
+from compose_app.birthdays.store import UserStore
 from compose_app.cache import routes as cache
 from compose_app.cache.store import CacheStore
 from compose_app.config import Settings
@@ -34,6 +36,7 @@ def build_app(settings: Settings) -> Api:
         caches.append(Cache(settings.redis_queue_url, password, "redis-queue"))
     app.register_api(items.blueprint(ItemStore(database)))
     app.register_api(coupons.blueprint(CouponStore(database)))
+    app.register_api(birthdays.blueprint(UserStore(database)))
     app.register_api(cache.blueprint(CacheStore(redis)))
     app.register_api(health.blueprint(database, caches))
     app.register_blueprint(docs.blueprint(app))

@@ -93,6 +93,7 @@ UNAUTHORIZED = _kind(
 NOT_FOUND = _kind("not-found", 404, "Not found", "Nothing answers at this path.")
 ITEM_NOT_FOUND = _kind("item-not-found", 404, "Item not found", "No item has this id.")
 COUPON_NOT_FOUND = _kind("coupon-not-found", 404, "Coupon not found", "No coupon has this name.")
+USER_NOT_FOUND = _kind("user-not-found", 404, "User not found", "No user has this id.")
 KEY_NOT_FOUND = _kind(
     "key-not-found", 404, "Key not found", "The cache has no such key, or it has expired."
 )
@@ -103,6 +104,7 @@ METHOD_NOT_ALLOWED = _kind(
     "This path does not know this method; the Allow header lists those it knows.",
 )
 NAME_TAKEN = _kind("name-taken", 409, "Name taken", "Another of its kind already has this name.")
+EMAIL_TAKEN = _kind("email-taken", 409, "Email taken", "Another user has this address.")
 ALREADY_CLAIMED = _kind(
     "already-claimed",
     409,

@@ -159,7 +159,7 @@ class Api(OpenAPI):
             info=Info(
                 title="compose-app",
                 version=__version__,
-                description="Items, coupons and a cache. "
+                description="Items, coupons, users and a cache. "
                 "Every error is a problem document (RFC 9457).",
             ),
             validation_error_model=Problem,

@@ -70,10 +70,30 @@ def _coupons(client: FlaskClient) -> None:
     _expect(client.get(path["Location"]), 200)
 
 
+def _users(client: FlaskClient) -> None:
+    user = {
+        "first_name": "Smoke",
+        "last_name": "Test",
+        "birthday": "2000-02-29",
+        "time_zone": "Etc/UTC",
+        "email": f"{uuid4().hex}@example.org",
+    }
+    path = _expect(client.post("/api/user", json=user), 201).headers["Location"]
+    _expect(client.put(path, json={**user, "time_zone": "Asia/Tokyo"}), 200)
+    _expect(client.get(path), 200)
+    _expect(client.delete(path), 204)
+
+
 def _cache(client: FlaskClient) -> None:
     path = f"/api/cache/smoke-{uuid4()}"
     _expect(client.put(path, json={"value": "smoke", "ttl": 1}), 200)
     _expect(client.get(path), 200)
 
 
-STEPS: tuple[Callable[[FlaskClient], None], ...] = (_health, _items, _coupons, _cache)
+STEPS: tuple[Callable[[FlaskClient], None], ...] = (
+    _health,
+    _items,
+    _coupons,
+    _users,
+    _cache,
+)
