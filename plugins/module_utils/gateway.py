@@ -10,7 +10,7 @@ import threading
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from ansible.module_utils.bake import Answers
+from ansible.module_utils.bake import PROBES, Answers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +22,8 @@ OWN_ERRORS = frozenset({"502", "504"})
 
 class GatewayLog:
     """Follows a proxy's access log, of which each line is a JSON object with `time` and
-    `upstream_status` (nginx's `$upstream_status`: one for each upstream that was tried).
+    `upstream_status` (nginx's `$upstream_status`: one for each upstream that was tried), and maybe
+    `uri`.
 
     An application counts what it has answered; whoever asked a process that died is known to the
     proxy alone.
@@ -71,7 +72,7 @@ class GatewayLog:
                 entry = json.loads(line)
                 moment = datetime.fromisoformat(entry["time"]).timestamp()
                 tried = re.findall(r"\d+", entry["upstream_status"])
-                if tried:
+                if tried and entry.get("uri") not in PROBES:
                     self._seen.append((moment, tried[-1] in OWN_ERRORS))
             except (ValueError, KeyError, TypeError):
                 continue  # of something else

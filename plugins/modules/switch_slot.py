@@ -60,7 +60,8 @@ options:
   gateway_log:
     description:
       - A command that prints the access log of the proxy in front of the slots, of a while ago and
-        on. Each line is a JSON object with C(time) (ISO 8601) and nginx's C(upstream_status).
+        on. Each line is a JSON object with C(time) (ISO 8601), nginx's C(upstream_status) and
+        C(uri).
       - The slots are compared by the 502 and 504 in it, too. They are what is noted when a process
         dies, and no process counts them.
     type: list
