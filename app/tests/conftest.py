@@ -183,6 +183,9 @@ class Backends:
     def client(self) -> redis.Redis:
         return self._client(self.cache, CACHE)
 
+    def queue_client(self) -> redis.Redis:
+        return self._client(self.queue, QUEUE)
+
     @staticmethod
     def _client(container: Container, password: str) -> redis.Redis:
         return redis.Redis(
@@ -192,7 +195,7 @@ class Backends:
     def wait(self) -> None:
         wait_for("PostgreSQL", lambda: self.connect().execute("SELECT 1").fetchone() == (1,), 60)
         wait_for("Redis", lambda: bool(self.client().ping()))
-        wait_for("Redis for queues", lambda: bool(self._client(self.queue, QUEUE).ping()))
+        wait_for("Redis for queues", lambda: bool(self.queue_client().ping()))
 
 
 def _backends(secrets: Path) -> Iterator[Backends]:

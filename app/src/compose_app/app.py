@@ -8,6 +8,7 @@ from compose_app.birthdays.store import UserStore
 from compose_app.cache import routes as cache
 from compose_app.cache.store import CacheStore
 from compose_app.config import Settings
+from compose_app.console import routes as console
 from compose_app.coupons import routes as coupons
 from compose_app.coupons.store import CouponStore
 from compose_app.db import Database
@@ -29,11 +30,8 @@ def build_app(settings: Settings) -> Api:
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     database = Database(settings.database_url, settings.database_password.get_secret_value())
     redis = Cache(settings.redis_cache_url, settings.redis_cache_password.get_secret_value())
-    caches = [redis]
-    if settings.redis_queue_url and settings.redis_queue_password:
-        password = settings.redis_queue_password.get_secret_value()
-        # Nothing is queued yet: it is asked for its health alone.
-        caches.append(Cache(settings.redis_queue_url, password, "redis-queue"))
+    queue = _queue(settings)
+    caches = [redis, queue] if queue else [redis]
     app.register_api(items.blueprint(ItemStore(database)))
     app.register_api(coupons.blueprint(CouponStore(database)))
     app.register_api(birthdays.blueprint(UserStore(database)))
@@ -41,12 +39,21 @@ def build_app(settings: Settings) -> Api:
     app.register_api(health.blueprint(database, caches))
     app.register_blueprint(docs.blueprint(app))
     if settings.operator_password:
+        operator = settings.operator_password.get_secret_value()
         store = StatusStore(database, caches, Prometheus(settings.prometheus_url), settings.slot)
-        app.register_blueprint(
-            status.blueprint(store, settings.operator_password.get_secret_value())
-        )
+        app.register_blueprint(status.blueprint(store, operator))
+        if queue:
+            app.register_blueprint(console.blueprint(app, queue, operator))
     errors.init_app(app)
     exporter.init_app(app)
     scope.init_app(app)
     app.extensions["compose_app.close"] = (database.close, *(item.close for item in caches))
     return app
+
+
+def _queue(settings: Settings) -> Cache | None:
+    """The Redis that evicts nothing, where there is one: sessions are kept in it."""
+    if not settings.redis_queue_url or not settings.redis_queue_password:
+        return None
+    password = settings.redis_queue_password.get_secret_value()
+    return Cache(settings.redis_queue_url, password, "redis-queue")

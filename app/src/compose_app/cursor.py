@@ -1,4 +1,4 @@
-"""Opaque cursors: the id of the last item of a page, with a version to tell later forms apart."""
+"""Opaque cursors: the key of the last entry of a page, with a version to tell other forms apart."""
 
 from __future__ import annotations
 
@@ -8,6 +8,32 @@ import struct
 
 _FORM = struct.Struct(">BQ")
 _VERSION = 1
+_TEXT_VERSION = b"\x02"
+
+
+def encode_text(last: str) -> str:
+    """Write a cursor that is safe in a URL.
+
+    Args:
+        last: name of the last entry seen, not empty.
+    """
+    return base64.urlsafe_b64encode(_TEXT_VERSION + last.encode()).decode()
+
+
+def decode_text(cursor: str) -> str:
+    """Read a cursor back to the name it was written from.
+
+    Raises:
+        ValueError: `encode_text` never wrote this.
+    """
+    try:
+        written = base64.b64decode(cursor, altchars=b"-_", validate=True)
+        last = written[1:].decode()
+    except ValueError:
+        raise ValueError("is not a cursor") from None
+    if written[:1] != _TEXT_VERSION or not last or "\0" in last or encode_text(last) != cursor:
+        raise ValueError("is not a cursor")
+    return last
 
 
 def encode(last_id: int) -> str:

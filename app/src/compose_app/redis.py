@@ -46,7 +46,8 @@ class Cache:
 
     def __init__(self, url: str, password: str, name: str = "redis") -> None:
         """Take the name by which the log speaks of it."""
-        self._client = _client(url, password)
+        self.client = _client(url, password)
+        """For libraries that bring their own commands; they handle redis.RedisError."""
         self._fail_fast = FailFast(name)
 
     def execute(self, *commands: Command) -> list[Any]:
@@ -57,7 +58,7 @@ class Cache:
                 within 0.75 s on an open connection and 1.5 s on a new one.
         """
         self._fail_fast.check()
-        pipeline = self._client.pipeline(transaction=False)
+        pipeline = self.client.pipeline(transaction=False)
         for command in commands:
             pipeline.execute_command(*command)
         try:
@@ -70,4 +71,4 @@ class Cache:
 
     def close(self) -> None:
         """Close the connection; the next command opens another."""
-        self._client.close()
+        self.client.close()

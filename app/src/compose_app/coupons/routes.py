@@ -16,8 +16,10 @@ from compose_app.coupons.schemas import (
     ClaimIn,
     Coupon,
     CouponIn,
+    CouponList,
     CouponPage,
     CouponPath,
+    CouponQuery,
 )
 from compose_app.coupons.store import (
     AlreadyClaimed,
@@ -64,6 +66,20 @@ def blueprint(store: CouponStore) -> Blueprint:
             ) from None
         location = f"/api/coupons/{quote(body.name, safe='')}"
         return json_response(row, 201, {"Location": location})
+
+    @api.get(
+        "/api/coupons",
+        operation_id="listCoupons",
+        summary="List coupons",
+        responses={200: CouponList, **problems(errors.INVALID, errors.UNAVAILABLE)},
+    )
+    def list_coupons(query: CouponQuery) -> Response:
+        """Coupons in order of their names. One that exists throughout is on exactly one page."""
+        rows = store.page(query.cursor, query.limit + 1)
+        more = len(rows) > query.limit
+        rows = rows[: query.limit]
+        following = cursor.encode_text(rows[-1]["name"]) if more else None
+        return json_response({"coupons": rows, "next_cursor": following})
 
     @api.get(
         "/api/coupons/<name>",

@@ -5,9 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from compose_app.fields import MAX_INTEGER, Text
+from compose_app.cursor import decode_text
+from compose_app.fields import MAX_INTEGER, MAX_PAGE, Decimal, Text
 
 MAX_BATCH = 1000
 
@@ -17,6 +18,10 @@ def _in_a_path(value: str) -> str:
     if value in (".", ".."):
         raise ValueError("must not be . or ..")
     return value
+
+
+def _cursor(value: object) -> str:
+    return decode_text(str(value))
 
 
 def _each_once(values: list[str]) -> list[str]:
@@ -74,6 +79,24 @@ class Claimant(BaseModel):
 
     user_id: UserId
     created_at: Created
+
+
+class CouponQuery(BaseModel):
+    """Which page of coupons."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: Decimal = Field(20, ge=1, le=MAX_PAGE, description="Entries a page.")
+    cursor: Annotated[
+        str, BeforeValidator(_cursor), WithJsonSchema({"type": "string", "maxLength": 1400})
+    ] = Field(default_factory=str, description="`next_cursor` of the page before. Opaque.")
+
+
+class CouponList(BaseModel):
+    """Some coupons in order of their names, and where the next ones begin."""
+
+    coupons: list[Coupon]
+    next_cursor: str | None = Field(description="Cursor of the next page; null on the last.")
 
 
 class CouponPage(Coupon):

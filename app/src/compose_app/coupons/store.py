@@ -110,6 +110,14 @@ class CouponStore:
         )
         return rows[0] if rows else None
 
+    def page(self, after: str, limit: int) -> list[Row]:
+        """Up to `limit` coupons whose name comes after `after`, in order of their names."""
+        return self._database.query(
+            "SELECT name, amount, remaining_amount, created_at FROM coupons"
+            " WHERE name > %(after)s ORDER BY name LIMIT %(limit)s",
+            {"after": after, "limit": limit},
+        )
+
     def claims(self, name: str, after: int, limit: int) -> list[Row]:
         """Up to `limit` claims of a coupon whose id is greater: id, user_id, created_at."""
         return self._database.query(

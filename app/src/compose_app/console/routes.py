@@ -1,0 +1,212 @@
+"""/console, for the operator. Every page works without a script, and brings none."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import time
+from typing import Any
+from urllib.parse import quote
+
+from flask import (
+    Blueprint,
+    Flask,
+    Response,
+    current_app,
+    flash,
+    g,
+    redirect,
+    render_template,
+    request,
+    session,
+)
+from flask_wtf.csrf import CSRFProtect
+from werkzeug.exceptions import HTTPException
+
+from compose_app.console.api import Answer, InnerApi
+from compose_app.console.session import ConsoleSessions
+from compose_app.dependencies import RETRY_AFTER, Unavailable
+from compose_app.redis import Cache
+
+ATTEMPTS_A_MINUTE = 10
+"""Wrong passwords, of all clients together, after which none is looked at for the minute."""
+_PRICE = re.compile(r"(\d{1,12})(?:[.,](\d{1,2}))?", re.ASCII)
+
+
+def _digest(purpose: bytes, password: str) -> str:
+    return hmac.new(password.encode(), purpose, hashlib.sha256).hexdigest()
+
+
+def _page(name: str, status: int = 200, **values: Any) -> Response:
+    html = render_template(f"console/{name}.html", **values)
+    return Response(html, status, content_type="text/html; charset=utf-8")
+
+
+def _cents(price: str) -> object:
+    """A price such as 24.99 in cents; as it is where it is none, for the API to refuse."""
+    parts = _PRICE.fullmatch(price.strip())
+    return int(parts[1]) * 100 + int((parts[2] or "").ljust(2, "0")) if parts else price
+
+
+def _whole(number: str) -> object:
+    return int(number) if number.isascii() and number.isdecimal() and len(number) < 20 else number
+
+
+def blueprint(app: Flask, queue: Cache, password: str) -> Blueprint:
+    """The console.
+
+    Args:
+        app: whose API it shows.
+        queue: Redis in which sessions are kept and wrong passwords are counted.
+        password: what the operator signs in with; another one ends all sessions.
+    """
+    bp = Blueprint(
+        "console",
+        __name__,
+        url_prefix="/console",
+        template_folder="templates",
+        static_folder="static",
+        static_url_path="/static",
+    )
+    api = InnerApi(app)
+    operator = _digest(b"console session", password)
+    sessions = ConsoleSessions(app, queue.client)
+    app.session_interface = sessions
+    app.config.update(
+        WTF_CSRF_SECRET_KEY=_digest(b"console form", password),
+        WTF_CSRF_CHECK_DEFAULT=False,
+        WTF_CSRF_TIME_LIMIT=None,
+        # Pages ask for no Referer to be sent, so its absence says nothing.
+        WTF_CSRF_SSL_STRICT=False,
+    )
+    csrf = CSRFProtect(app)
+
+    @bp.before_request
+    def guard() -> Response | None:
+        if request.endpoint == "console.static":
+            return None
+        if "session_lost" in g:
+            raise Unavailable("Redis for sessions")
+        if request.method == "POST":
+            csrf.protect()
+        if request.endpoint != "console.login" and session.get("operator") != operator:
+            return _see("/console/login")
+        return None
+
+    @bp.after_request
+    def never_stored(response: Response) -> Response:
+        if request.endpoint != "console.static":
+            response.headers["Cache-Control"] = "no-store"
+        return response
+
+    @bp.errorhandler(Unavailable)
+    def on_unavailable(error: Unavailable) -> Response:
+        faults = [f"The {error.name} does not answer at the moment. Try again."]
+        response = _page("error", 503, title="Not available", faults=faults)
+        response.headers["Retry-After"] = str(RETRY_AFTER)
+        return response
+
+    @bp.errorhandler(HTTPException)
+    def on_http(error: HTTPException) -> Response:
+        faults = [error.description or ""]
+        return _page("error", error.code or 500, title=error.name, faults=faults)
+
+    @bp.route("/login", methods=["GET", "POST"])
+    def login() -> Response:
+        if request.method == "GET":
+            return _page("login")
+        minute = f"console:attempts:{int(time.time() // 60)}"
+        (attempts,) = queue.execute(("GET", minute))
+        if int(attempts or 0) >= ATTEMPTS_A_MINUTE:
+            response = _page("login", 429, faults=["Too many wrong passwords. Wait a minute."])
+            response.headers["Retry-After"] = "60"
+            return response
+        given = request.form.get("password", "")
+        if not hmac.compare_digest(given.encode(), password.encode()):
+            queue.execute(("INCR", minute), ("EXPIRE", minute, 120))
+            return _page("login", 403, faults=["This is not the operator's password."])
+        # Whoever knew the id before knows it no more.
+        session.clear()
+        session["operator"] = operator
+        sessions.regenerate(session)  # type: ignore[arg-type]  # a proxy of it
+        return _see("/console")
+
+    @bp.post("/logout")
+    def logout() -> Response:
+        session.clear()
+        return _see("/console/login")
+
+    @bp.get("")
+    def start() -> Response:
+        return _see("/console/items")
+
+    def listed(name: str, path: str, answer: Answer | None = None) -> Response:
+        """A list, and above it what the operator has just tried to add, if that was refused."""
+        cursor = request.args.get("cursor", "")
+        found = api.call("GET", f"{path}?limit=20{f'&cursor={quote(cursor)}' if cursor else ''}")
+        faults = answer.faults if answer else [] if found.good else found.faults
+        status = answer.status if answer else found.status
+        page = _page(name, status, page=found.document, faults=faults, given=request.form)
+        if status == 503:
+            page.headers["Retry-After"] = str(RETRY_AFTER)
+        return page
+
+    def done(name: str, path: str, answer: Answer, said: str) -> Response:
+        if not answer.good:
+            return listed(name, path, answer)
+        flash(said)
+        return _see(f"/console/{name}")
+
+    @bp.get("/items")
+    def items() -> Response:
+        return listed("items", "/api/items")
+
+    @bp.post("/items")
+    def create_item() -> Response:
+        form = request.form
+        item = {
+            "name": form.get("name", ""),
+            "description": form.get("description", ""),
+            "price_cents": _cents(form.get("price", "")),
+            "quantity": _whole(form.get("quantity", "")),
+        }
+        answer = api.call("POST", "/api/items", item)
+        return done("items", "/api/items", answer, f"{item['name']} is there.")
+
+    @bp.post("/items/<id>/delete")
+    def delete_item(id: str) -> Response:
+        answer = api.call("DELETE", f"/api/items/{quote(id, safe='')}")
+        return done("items", "/api/items", answer, f"Item {id} is gone.")
+
+    @bp.get("/coupons")
+    def coupons() -> Response:
+        return listed("coupons", "/api/coupons")
+
+    @bp.post("/coupons")
+    def create_coupon() -> Response:
+        name = request.form.get("name", "")
+        coupon = {"name": name, "amount": _whole(request.form.get("amount", ""))}
+        answer = api.call("POST", "/api/coupons", coupon)
+        return done("coupons", "/api/coupons", answer, f"{name} is there.")
+
+    @bp.post("/coupons/claim")
+    def claim_coupon() -> Response:
+        user, name = request.form.get("user_id", ""), request.form.get("coupon_name", "")
+        answer = api.call("POST", "/api/coupons/claim", {"user_id": user, "coupon_name": name})
+        return done("coupons", "/api/coupons", answer, f"{user} has claimed {name}.")
+
+    @bp.get("/coupons/<name>")
+    def coupon(name: str) -> Response:
+        cursor = request.args.get("cursor", "")
+        more = f"?cursor={quote(cursor)}" if cursor else ""
+        found = api.call("GET", f"/api/coupons/{quote(name, safe='')}{more}")
+        if not found.good:
+            return _page("error", found.status, title="Coupon", faults=found.faults)
+        return _page("coupon", coupon=found.document)
+
+    return bp
+
+
+def _see(path: str) -> Response:
+    return current_app.make_response(redirect(path, 303))
