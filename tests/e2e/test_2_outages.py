@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,7 +12,11 @@ import pytest
 from tests.harness import wait_for
 from tests.public import assert_headers
 
+from .conftest import DIRECTORY
+
 if TYPE_CHECKING:
+    import requests
+
     from tests.harness import Stack
 
 pytestmark = pytest.mark.timeout(120, func_only=True)
@@ -103,3 +109,34 @@ def test_application_stopped(stack: Stack) -> None:
     finally:
         stack.engine.run("docker", "start", container)
     stack.wait_healthy(60)
+
+
+def test_console_survives_restarts(stack: Stack) -> None:
+    """FS-4: signed in and with a form half filled in, while every container is restarted."""
+    password = Path(DIRECTORY, "secrets", "operator_password").read_text().strip()
+    cookie: dict[str, str] = {}
+
+    def ask(method: str, path: str, **form: str) -> requests.Response:
+        answer = stack.site.patiently(method, path, headers=cookie, data=form or None)
+        if "Set-Cookie" in answer.headers:
+            cookie["Cookie"] = answer.headers["Set-Cookie"].split(";")[0]
+        assert_headers(answer)
+        return answer
+
+    def token(path: str) -> str:
+        found = re.search(r'name="csrf_token" value="([^"]+)"', ask("GET", path).text)
+        assert found is not None
+        return found[1]
+
+    signed = token("/console/login")
+    assert ask("POST", "/console/login", password="wrong", csrf_token=signed).status_code == 403
+    signed = token("/console/login")
+    entered = ask("POST", "/console/login", password=password, csrf_token=signed)
+    assert (entered.status_code, entered.headers["Location"]) == (303, "/console")
+    form = token("/console/coupons")
+    stack.compose("restart", seconds=200)
+    stack.wait_healthy(60)
+    name = f"console {time.time_ns()}"
+    coupon = {"name": name, "amount": "3", "csrf_token": form}
+    assert ask("POST", "/console/coupons", **coupon).status_code == 303
+    assert f"{name} is there." in ask("GET", "/console/coupons").text
