@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 PAGE = ROOT / "docs" / "proofs" / "releases.md"
 RELEASES = 50
 ROLLBACKS = 3
+VERSIONS = ("one", "two", "three")
 LONG_SECONDS = 20
 STEADY_SECONDS = 30
 UNLIMITED: dict[str, Any] = {"nginx_rate_limit": 100000, "nginx_rate_burst": 100000}
@@ -43,13 +44,16 @@ pytestmark = pytest.mark.timeout(4800)
 
 @pytest.fixture
 def sources(tmp_path: Path) -> list[str]:
-    """Two versions of the application, with a route that takes its time."""
+    """Three versions of the application, with a route that takes its time.
+
+    Of two, one would always stand by, and be taken as it is instead of started.
+    """
     for directory in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
         directory.chmod(0o755)
-    for version in ("one", "two"):
+    for version in VERSIONS:
         copy_tree(ROOT / "app" / "src", tmp_path / version)
         add_slow_route(tmp_path / version, LONG_SECONDS)
-    return [str(tmp_path / "one"), str(tmp_path / "two")]
+    return [str(tmp_path / version) for version in VERSIONS]
 
 
 @pytest.fixture
@@ -142,7 +146,7 @@ def test_releases(bench: Bench, sources: list[str]) -> None:
         steady = (began, time.monotonic())
         for number in range(1, RELEASES + 1):
             start = time.monotonic()
-            steps.append(release(bench, sources[number % 2]))
+            steps.append(release(bench, sources[number % 3]))
             windows.append((start, time.monotonic()))
             switches.append(bench.latest_release()["receipt"]["switch_ms"])
         for _ in range(ROLLBACKS):
