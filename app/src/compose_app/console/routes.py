@@ -30,7 +30,7 @@ from compose_app.dependencies import RETRY_AFTER, Unavailable
 from compose_app.redis import Cache
 
 ATTEMPTS_A_MINUTE = 10
-"""Wrong passwords, of all clients together, after which none is looked at for the minute."""
+"""Wrong passwords after which none of that client's is looked at for the minute."""
 _PRICE = re.compile(r"(\d{1,12})(?:[.,](\d{1,2}))?", re.ASCII)
 
 
@@ -116,7 +116,9 @@ def blueprint(app: Flask, queue: Cache, password: str) -> Blueprint:
     def login() -> Response:
         if request.method == "GET":
             return _page("login")
-        minute = f"console:attempts:{int(time.time() // 60)}"
+        # nginx sets it, and nobody else reaches the application's socket.
+        client = request.headers.get("X-Real-IP", "")[:64]
+        minute = f"console:attempts:{client}:{int(time.time() // 60)}"
         (attempts,) = queue.execute(("GET", minute))
         if int(attempts or 0) >= ATTEMPTS_A_MINUTE:
             response = _page("login", 429, faults=["Too many wrong passwords. Wait a minute."])
