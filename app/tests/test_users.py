@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import zoneinfo
 from typing import Any
 
 import pytest
@@ -38,12 +39,29 @@ def test_create_read_change_delete(client: FlaskClient) -> None:
     moved = {**USER, "time_zone": "Asia/Tokyo", "birthday": "1915-12-11", "last_name": "King"}
     changed = client.put(path, json=moved)
     assert changed.status_code == 200
-    assert changed.get_json() == {**user, **moved} == client.get(path).get_json()
+    assert changed.get_json() == client.get(path).get_json()
+    assert changed.get_json().items() >= {**moved, "id": user["id"]}.items()
 
     deleted = client.delete(path)
     assert (deleted.status_code, deleted.data) == (204, b"")
     for answer in (client.get(path), client.delete(path), client.put(path, json=USER)):
         assert problem(answer) == (404, "user-not-found")
+
+
+def test_what_comes_next(client: FlaskClient) -> None:
+    """BM-2: the user is told the day and the moment, and both follow a change."""
+    now = datetime.datetime.now(datetime.UTC)
+    for zone in ("Pacific/Kiritimati", "Etc/GMT+12", "Europe/London"):
+        path = create(client, time_zone=zone, birthday="2000-02-29").headers["Location"]
+        user = client.get(path).get_json()
+        due = datetime.datetime.fromisoformat(user["next_message_at"])
+        assert now < due < now + datetime.timedelta(days=367)
+        local = due.astimezone(zoneinfo.ZoneInfo(zone))
+        assert (local.date().isoformat(), local.hour) == (user["next_birthday"], 9)
+        assert user["next_birthday"][5:] in ("02-28", "02-29")
+        moved = client.put(path, json={**USER, "time_zone": zone, "birthday": "2000-07-01"})
+        assert moved.get_json()["next_birthday"][5:] == "07-01"
+        client.delete(path)
 
 
 def test_address_taken(client: FlaskClient) -> None:

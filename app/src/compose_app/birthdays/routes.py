@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from typing import Any
+
 from flask import Response
 from flask_openapi3 import Tag
 
 from compose_app import errors
+from compose_app.birthdays.celebration import following
 from compose_app.birthdays.schemas import User, UserIn, UserPath
-from compose_app.birthdays.store import EmailTaken, UserStore, UserValues
+from compose_app.birthdays.store import EmailTaken, Row, UserStore, UserValues
 from compose_app.errors import ProblemError
 from compose_app.openapi import Blueprint, created, json_response, problems
 
@@ -43,6 +47,11 @@ def _values(body: UserIn) -> UserValues:
     )
 
 
+def _shown(row: Row) -> dict[str, Any]:
+    coming = following(row["birthday"], row["time_zone"], datetime.now(UTC))
+    return {**row, "next_birthday": coming.day, "next_message_at": coming.due_at}
+
+
 def blueprint(store: UserStore) -> Blueprint:
     """The operations on users."""
     api = Blueprint("users", __name__, abp_tags=[Tag(name="users")])
@@ -58,7 +67,7 @@ def blueprint(store: UserStore) -> Blueprint:
             row = store.create(_values(body))
         except EmailTaken:
             raise _email_taken() from None
-        return json_response(row, 201, {"Location": f"/api/user/{row['id']}"})
+        return json_response(_shown(row), 201, {"Location": f"/api/user/{row['id']}"})
 
     @api.get(
         "/api/user/<id>",
@@ -73,7 +82,7 @@ def blueprint(store: UserStore) -> Blueprint:
         row = store.get(path.id)
         if row is None:
             raise _not_found(path.id)
-        return json_response(row)
+        return json_response(_shown(row))
 
     @api.put(
         "/api/user/<id>",
@@ -89,7 +98,7 @@ def blueprint(store: UserStore) -> Blueprint:
             raise _email_taken() from None
         if row is None:
             raise _not_found(path.id)
-        return json_response(row)
+        return json_response(_shown(row))
 
     @api.delete(
         "/api/user/<id>",

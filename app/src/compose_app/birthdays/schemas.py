@@ -89,6 +89,12 @@ class User(BaseModel):
     time_zone: str
     email: str
     created_at: datetime.datetime = Field(description="When it was created, RFC 3339 in UTC.")
+    next_birthday: datetime.date = Field(
+        description="Day of the next celebration; of 29 February it is the 28th in other years."
+    )
+    next_message_at: datetime.datetime = Field(
+        description="When its message is due: at 09:00 in the user's time zone. RFC 3339 in UTC."
+    )
 
 
 class UserPath(BaseModel):
