@@ -86,7 +86,7 @@ def test_comes_without_touching_the_core(
     again = site_yml(**settings).succeeded()
     assert again.record["changed_tasks"] == []
     assert again.executions <= MAX_EXECUTIONS
-    assert "/status (user operator, password in" in again.output
+    assert "/status (user operator, the same password)" in again.output
     assert monitored.lives(running=True) == now
     left_out = "left out: grafana (no release archive in vendor/, see vendor/README.md)"
     said = left_out in " ".join(again.output.split())
