@@ -22,14 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PAGE = ROOT / "docs" / "proofs" / "releases.md"
-DRAIN_PAGE = ROOT / "docs" / "proofs" / "drain.md"
 RELEASES = 50
 ROLLBACKS = 3
 VERSIONS = ("one", "two", "three")
 LONG_SECONDS = 20
-QUEUED_SECONDS = 8
-WAITING = 5
-"""Requests at once that take so long: one more than there are workers."""
 STEADY_SECONDS = 30
 UNLIMITED: dict[str, Any] = {"nginx_rate_limit": 100000, "nginx_rate_burst": 100000}
 NOTES = f"""\
@@ -41,13 +37,6 @@ NOTES = f"""\
   rename. One that was taken back would have ended the proof.
 - Compose alone: `docker compose up --detach --no-deps --force-recreate --wait` of the serving
   container, as a change of its image or environment would have it.
-"""
-DRAIN_NOTES = f"""\
-- Three releases each, under writes and more requests of {QUEUED_SECONDS} s at once than there are
-  workers, so that others wait in the socket of the version that serves. It is stopped as soon as
-  the switch has been watched for a second (`api_standby: false`, `api_watch_seconds: 1`).
-- The second row is the proof that this load notices: in `switch_slot` the wait for what has been
-  sent to a slot returns at once.
 """
 
 pytestmark = pytest.mark.timeout(4800)
@@ -215,45 +204,3 @@ def test_releases(bench: Bench, tmp_path: Path) -> None:
     assert ours.failures == []
     assert lost == []
     assert plain.failures, "the load would not notice a release that loses requests"
-
-
-def without_drain(directory: Path) -> dict[str, str]:
-    """What has Ansible take a `switch_slot` that does not wait for what it has sent to a slot."""
-    copy_tree(ROOT / "plugins" / "modules", directory / "modules")
-    module = directory / "modules" / "switch_slot.py"
-    head, drain, tail = module.read_text().partition("    def drain(self, slot: str) -> None:\n")
-    assert drain
-    module.write_text(f"{head}{drain}        return\n{tail}")
-    return {"ANSIBLE_LIBRARY": str(directory / "modules")}
-
-
-def test_a_missing_drain_is_noticed(bench: Bench, tmp_path: Path) -> None:
-    """BM-10: with all workers busy, what waits for the version before is lost without it."""
-    versions = sources(tmp_path, QUEUED_SECONDS)
-    # The version before is stopped at once, or there would be no need to wait.
-    settings = {**UNLIMITED, "api_standby": False, "api_watch_seconds": 1}
-    bench.run(api_source_dir=versions[0], **settings)
-    bench.stack.wait_healthy()
-    rows = []
-    for what, environment in (("as it is", {}), ("without the drain", without_drain(tmp_path))):
-        with Traffic(bench.stack.site, long_requests=WAITING) as traffic:
-            time.sleep(2)
-            for number in (1, 2, 3):
-                playbook(
-                    INVENTORY,
-                    variables={
-                        **bench.variables,
-                        **settings,
-                        "api_source_dir": versions[number % 3],
-                    },
-                    environment=environment,
-                ).succeeded()
-        rows.append((what, traffic))
-    lines = ["| `switch_slot` | Failed of sent |", "|---|---|"]
-    lines += [f"| {what} | {failed(traffic)} |" for what, traffic in rows]
-    text = "\n".join(lines)
-    write(DRAIN_PAGE, page("Without the drain", "make prove", f"{text}\n\n{DRAIN_NOTES}"))
-    print(text)
-    (_, whole), (_, broken) = rows
-    assert whole.failures == []
-    assert broken.failures, "the load would not notice"
