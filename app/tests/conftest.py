@@ -41,12 +41,13 @@ set -e
 grep -q 'host all' "$PGDATA/pg_hba.conf.done" 2>/dev/null || {{
   echo 'host all all all scram-sha-256' >> "$PGDATA/pg_hba.conf"
   echo 'host all' > "$PGDATA/pg_hba.conf.done"
-  pg_ctl start -w -s -o "-c unix_socket_directories=/tmp -c listen_addresses=''"
+  pg_ctl start -w -s -o "-c shared_preload_libraries=timescaledb -c unix_socket_directories=/tmp -c listen_addresses=''"
   psql -q -h /tmp -U postgres -v ON_ERROR_STOP=1 <<'SQL'
 CREATE ROLE app_owner LOGIN PASSWORD '{OWNER}';
 CREATE ROLE app LOGIN PASSWORD '{APP}';
 CREATE DATABASE app OWNER app_owner;
 \\connect app
+CREATE EXTENSION timescaledb;
 ALTER SCHEMA public OWNER TO app_owner;
 GRANT USAGE ON SCHEMA public TO app;
 ALTER DEFAULT PRIVILEGES FOR ROLE app_owner IN SCHEMA public
@@ -57,7 +58,7 @@ SQL
   pg_ctl stop -w -s -m fast
 }}
 exec postgres -c unix_socket_directories=/tmp -c listen_addresses='*' -c fsync=off \
-  -c shared_buffers=32MB
+  -c shared_buffers=32MB -c shared_preload_libraries=timescaledb -c timescaledb.license=apache
 """
 
 
@@ -65,7 +66,9 @@ def _redis(password: str) -> str:
     return f"""exec redis-server - <<'EOF'
 port 6379
 save ""
-appendonly no
+dir /tmp
+appendonly yes
+appendfsync always
 protected-mode no
 user default off
 user app on >{password} ~* &* +@all
@@ -243,8 +246,12 @@ def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backends]:
 def clean(backends: Backends) -> Backends:
     """The services, empty."""
     with backends.connect() as connection:
-        connection.execute("TRUNCATE items, coupons, claims, users RESTART IDENTITY")
+        connection.execute(
+            "TRUNCATE items, coupons, claims, users, usage_events, usage_event_ids, usage_rejected"
+            " RESTART IDENTITY"
+        )
     backends.client().flushdb()
+    backends.queue_client().delete("usage-events")
     return backends
 
 

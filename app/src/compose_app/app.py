@@ -21,6 +21,8 @@ from compose_app.redis import Cache
 from compose_app.status import routes as status
 from compose_app.status.prometheus import Prometheus
 from compose_app.status.store import StatusStore
+from compose_app.usage import routes as usage
+from compose_app.usage.queue import UsageQueue
 
 
 def build_app(settings: Settings) -> Api:
@@ -36,6 +38,8 @@ def build_app(settings: Settings) -> Api:
     app.register_api(coupons.blueprint(CouponStore(database)))
     app.register_api(birthdays.blueprint(UserStore(database)))
     app.register_api(cache.blueprint(CacheStore(redis)))
+    if queue:
+        app.register_api(usage.blueprint(UsageQueue(queue)))
     app.register_api(health.blueprint(database, caches))
     app.register_blueprint(docs.blueprint(app))
     if settings.operator_password:

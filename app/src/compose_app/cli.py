@@ -13,6 +13,8 @@ USAGE = """usage: compose-app COMMAND
 check-config   check the environment and name every problem
 migrate        bring the database schema up to date; with API_SEED_DEMO_DATA=1 add demo items
 pending        print the revisions that `migrate` would apply, a line each, and apply none
+processor      move usage events from the queue into the database, until told to stop
+replay ID      queue usage events that were set aside once more; ID is a number, or `all`
 smoke          do what a client does, on the database and the Redis of the environment
 healthcheck    ask this container's own application for its health
 """
@@ -31,6 +33,10 @@ def main() -> int:
             return _configured(_migrate)
         case ["pending"]:
             return _configured(_pending)
+        case ["processor"]:
+            return _configured(_processor)
+        case ["replay", number] if number == "all" or number.isdecimal():
+            return _configured(lambda: _replay(number))
         case ["smoke"]:
             return _configured(_smoke)
         case ["-h" | "--help"]:
@@ -78,3 +84,17 @@ def _smoke() -> int:
     from compose_app import smoke
 
     return smoke.main()
+
+
+def _processor() -> int:
+    from compose_app.config import ProcessorSettings
+    from compose_app.usage import processor
+
+    return processor.main(ProcessorSettings.from_environ())
+
+
+def _replay(number: str) -> int:
+    from compose_app.config import ProcessorSettings
+    from compose_app.usage import replay
+
+    return replay.main(ProcessorSettings.from_environ(), None if number == "all" else int(number))

@@ -167,6 +167,22 @@ class MigrationSettings(_Environ):
     seed_demo_data: bool = Field(False, alias="API_SEED_DEMO_DATA")
 
 
+class ProcessorSettings(_Environ):
+    """What `compose-app processor` needs."""
+
+    log_level: LogLevel = Field("info", alias="API_LOG_LEVEL")
+    database_url: PostgresUrl = Field(alias="DATABASE_URL")
+    database_password: SecretFromFile = Field(alias="DATABASE_PASSWORD_FILE")
+    redis_queue_url: RedisUrl = Field(alias="REDIS_QUEUE_URL")
+    redis_queue_password: SecretFromFile = Field(alias="REDIS_QUEUE_PASSWORD_FILE")
+    metrics_port: int = Field(9100, alias="METRICS_PORT", ge=0, le=65535)
+    """TCP port of the metrics listener; 0 turns it off."""
+    metrics_host: str | None = Field(None, alias="METRICS_HOST")
+    """Name in the network whose address the metrics listener binds; absent, loopback."""
+    run_dir: Path = Field(Path("/tmp"), alias="API_RUN_DIR")  # noqa: S108 - the container's own
+    """Where the processor notes that it is alive, for the health check."""
+
+
 def check(environ: Mapping[str, str] | None = None) -> None:
     """Check everything the environment sets; the migration's part only if any of it is there.
 

@@ -111,13 +111,25 @@ ALREADY_CLAIMED = _kind(
     "Already claimed",
     "This user has claimed this coupon. Where an answer was lost, this is what it said.",
 )
+EVENT_ID_TAKEN = _kind(
+    "event-id-taken",
+    409,
+    "Event id taken",
+    "Two events of a tenant have the same id and differ. What is sent again must be the same.",
+)
 NONE_LEFT = _kind("none-left", 409, "None left", "All pieces of this coupon are claimed.")
-TOO_LARGE = _kind("content-too-large", 413, "Content too large", "The body is larger than 1 MiB.")
+TOO_LARGE = _kind(
+    "content-too-large",
+    413,
+    "Content too large",
+    "The body is larger than 1 MiB, unpacks to more than 8 MiB, or holds too many entries.",
+)
 UNSUPPORTED = _kind(
     "unsupported-media-type",
     415,
     "Unsupported media type",
-    "The body must be sent as application/json, without Content-Encoding.",
+    "The body must be sent as application/json, without Content-Encoding; where an operation takes "
+    "more than that, its description says so.",
 )
 INVALID = _kind(
     "validation-error",

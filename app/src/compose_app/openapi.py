@@ -65,13 +65,23 @@ def read_json() -> Any:
     """
     if request.mimetype != "application/json" or request.content_encoding not in (None, "identity"):
         raise ProblemError(errors.UNSUPPORTED, "Send the body as application/json.")
-    body = request.get_data(cache=False)
+    return parse_json(request.get_data(cache=False))
+
+
+def parse_json(text: bytes, line: int | None = None) -> Any:
+    """A JSON document of the request at hand; of a body that holds one a line, tell which line.
+
+    Raises:
+        ProblemError: 400, it is not JSON.
+    """
+    part = "The body" if line is None else f"Line {line} of the body"
     try:
-        value = orjson.loads(body)
+        value = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise ProblemError(errors.INVALID_JSON, f"The body is not JSON: {error}.") from None
-    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _deeper_than(MAX_DEPTH, value):
-        raise ProblemError(errors.INVALID_JSON, f"The body nests deeper than {MAX_DEPTH} levels.")
+        raise ProblemError(errors.INVALID_JSON, f"{part} is not JSON: {error}.") from None
+    # Many shallow objects open as many brackets as a deep one: only then is it worth a look.
+    if text.count(b"[") + text.count(b"{") > MAX_DEPTH and _deeper_than(MAX_DEPTH, value):
+        raise ProblemError(errors.INVALID_JSON, f"{part} nests deeper than {MAX_DEPTH} levels.")
     return value
 
 
@@ -110,7 +120,9 @@ class Blueprint(APIBlueprint):
             if query:
                 arguments["query"] = _validated(query, _read_query(), "query")
             if body:
-                arguments["body"] = _validated(body, read_json(), "body")
+                # A model may know how to read a body that is not just JSON.
+                read = getattr(body, "read", read_json)
+                arguments["body"] = _validated(body, read(), "body")
             return func(**arguments)
 
         return view
@@ -159,7 +171,7 @@ class Api(OpenAPI):
             info=Info(
                 title="compose-app",
                 version=__version__,
-                description="Items, coupons, users and a cache. "
+                description="Items, coupons, users, usage and a cache. "
                 "Every error is a problem document (RFC 9457).",
             ),
             validation_error_model=Problem,

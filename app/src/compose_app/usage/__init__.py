@@ -1,0 +1,1 @@
+"""Usage events: queued durably, then counted once each."""

@@ -1,0 +1,235 @@
+"""`compose-app processor`: usage events from the queue into the database.
+
+What is read from the queue stays there until it is committed; then it is acknowledged and deleted.
+A processor that dies in between leaves it behind, another one takes it over after `IDLE`, and what
+had been committed already counts no second time.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psycopg
+import redis
+import structlog
+from prometheus_client import Counter, Gauge, Histogram, start_http_server
+
+from compose_app import logging, metrics_server
+from compose_app.config import ProcessorSettings
+from compose_app.usage.queue import FIELD, GROUP, STREAM, Undecodable, decode
+from compose_app.usage.store import Queued, UsageStore
+
+ENTRIES = 10
+"""Entries, of a thousand events at most, taken into the database at once."""
+BLOCK = 1000
+"""Milliseconds to wait for entries."""
+IDLE = 60_000
+"""Milliseconds after which another's entries are taken over: it has died, or hangs."""
+CLAIM_INTERVAL = 15.0
+"""Seconds between looks for such entries."""
+TIMEOUT = 5.0
+"""Seconds to wait for an answer of Redis beyond BLOCK."""
+RETRY = 1.0
+"""Seconds before the next attempt when a server does not answer."""
+ALIVE = "compose-app.processor"
+"""File whose time says when the processor last had both servers' answers."""
+
+_log = structlog.get_logger("compose_app.processor")
+
+EVENTS = Counter("usage_events_processed_total", "Events taken from the queue.", ("outcome",))
+BATCH = Histogram(
+    "usage_batch_duration_seconds",
+    "Time from a batch's arrival to its acknowledgement.",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+BACKLOG = Gauge("usage_queue_entries", "Entries in the queue, those in hand included.")
+OLDEST = Gauge("usage_queue_oldest_seconds", "Age of the oldest entry in the queue; 0 without one.")
+
+Entry = tuple[bytes, dict[bytes, bytes]]
+
+
+class Processor:
+    """Works until `stop`; one thread."""
+
+    def __init__(
+        self, queue: redis.Redis, store: UsageStore, name: str, alive: Path | None = None
+    ) -> None:
+        """Take the name by which the queue tells processors apart."""
+        self._queue = queue
+        self._store = store
+        self._name = name
+        self._alive = alive
+        self._stopping = threading.Event()
+        self._claimed_at = 0.0
+        self._unfinished = True
+
+    def stop(self) -> None:
+        """Have `run` return after the batch in hand."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Process until told to stop; what fails for want of a server is tried again."""
+        down = False
+        while not self._stopping.is_set():
+            try:
+                self.step()
+            except (redis.RedisError, psycopg.OperationalError, psycopg.InterfaceError) as error:
+                if not down:
+                    _log.warning("dependency lost", error=str(error).strip())
+                down = self._unfinished = True
+                self._store.close()
+                self._stopping.wait(RETRY)
+            else:
+                if down:
+                    _log.info("dependency back")
+                down = False
+        self._leave()
+
+    def step(self) -> int:
+        """Process one batch, waiting up to BLOCK for it; return how many entries it had."""
+        entries = self._taken_over() or self._own() or self._read()
+        if entries:
+            with BATCH.time():
+                self._process(entries)
+        self._measure()
+        if self._alive:
+            self._alive.touch()
+        return len(entries)
+
+    def _read(self, position: str = ">", block: int | None = BLOCK) -> list[Entry]:
+        try:
+            answer: Any = self._queue.xreadgroup(
+                GROUP, self._name, {STREAM: position}, count=ENTRIES, block=block
+            )
+        except redis.ResponseError as error:
+            if not str(error).startswith("NOGROUP"):
+                raise
+            self._create()
+            return []
+        return answer[0][1] if answer else []
+
+    def _own(self) -> list[Entry]:
+        """What this processor has had in hand since an attempt that failed, or its last start."""
+        entries = self._read("0", None) if self._unfinished else []
+        self._unfinished = bool(entries)
+        return entries
+
+    def _create(self) -> None:
+        try:
+            self._queue.xgroup_create(STREAM, GROUP, "0", mkstream=True)
+        except redis.ResponseError as error:
+            if not str(error).startswith("BUSYGROUP"):
+                raise
+
+    def _taken_over(self) -> list[Entry]:
+        if time.monotonic() < self._claimed_at + CLAIM_INTERVAL:
+            return []
+        try:
+            answer: Any = self._queue.xautoclaim(STREAM, GROUP, self._name, IDLE, count=ENTRIES)
+        except redis.ResponseError as error:
+            if not str(error).startswith("NOGROUP"):
+                raise
+            self._create()
+            return []
+        entries: list[Entry] = answer[1]
+        if not entries:
+            self._claimed_at = time.monotonic()
+            self._forget_the_dead()
+        return entries
+
+    def _forget_the_dead(self) -> None:
+        """Delete processors that are gone and have nothing in hand: each container has another name."""
+        consumers: Any = self._queue.xinfo_consumers(STREAM, GROUP)
+        for consumer in consumers:
+            if not consumer["pending"] and consumer["idle"] > 10 * IDLE:
+                self._queue.xgroup_delconsumer(STREAM, GROUP, consumer["name"])
+
+    def _process(self, entries: list[Entry]) -> None:
+        events: list[Queued] = []
+        unreadable = 0
+        for raw, fields in entries:
+            entry = raw.decode()
+            content = fields.get(FIELD)
+            try:
+                decoded = decode(content)
+            except Undecodable as error:
+                self._store.set_aside(entry, content or b"", f"not readable: {error}")
+                unreadable += 1
+                continue
+            events += [Queued(entry, place, event) for place, event in enumerate(decoded)]
+        new, aside = self._store.add(events) if events else (0, 0)
+        ids = [entry for entry, _ in entries]
+        pipeline = self._queue.pipeline(transaction=True)
+        pipeline.xack(STREAM, GROUP, *ids)
+        pipeline.xdel(STREAM, *ids)
+        pipeline.execute()
+        EVENTS.labels("new").inc(new)
+        EVENTS.labels("repeated").inc(len(events) - new - aside)
+        EVENTS.labels("rejected").inc(aside + unreadable)
+        if aside or unreadable:
+            _log.warning("events set aside", events=aside, entries=unreadable)
+
+    def _measure(self) -> None:
+        BACKLOG.set(self._queue.xlen(STREAM))
+        first: Any = self._queue.xrange(STREAM, count=1)
+        born = int(first[0][0].split(b"-")[0]) / 1000 if first else time.time()
+        OLDEST.set(max(0.0, time.time() - born))
+
+    def _leave(self) -> None:
+        """Take the name back, unless something is in hand under it."""
+        try:
+            consumers: Any = self._queue.xinfo_consumers(STREAM, GROUP)
+            for consumer in consumers:
+                if consumer["name"] == self._name.encode() and not consumer["pending"]:
+                    self._queue.xgroup_delconsumer(STREAM, GROUP, self._name)
+        except redis.RedisError as error:
+            _log.warning("queue not left", error=str(error))
+        self._store.close()
+        self._queue.close()
+
+
+def connect(settings: ProcessorSettings) -> tuple[redis.Redis, UsageStore]:
+    """Clients of both servers; nothing is connected yet."""
+    queue = redis.Redis.from_url(
+        settings.redis_queue_url,
+        password=settings.redis_queue_password.get_secret_value(),
+        socket_connect_timeout=TIMEOUT,
+        socket_timeout=TIMEOUT + BLOCK / 1000,
+        socket_keepalive=True,
+        protocol=2,
+    )
+    store = UsageStore(settings.database_url, settings.database_password.get_secret_value())
+    return queue, store
+
+
+def main(settings: ProcessorSettings) -> int:
+    """Process until SIGTERM or SIGINT; the batch in hand is finished first.
+
+    Returns:
+        0.
+    """
+    logging.configure(settings.log_level)
+    if settings.metrics_port:
+        host = settings.metrics_host
+        address = metrics_server.own_address(host) if host else metrics_server.LOOPBACK
+        start_http_server(settings.metrics_port, address)
+    queue, store = connect(settings)
+    # Of the container: after a restart it goes on with what it had in hand.
+    name = socket.gethostname()
+    processor = Processor(queue, store, name, settings.run_dir / ALIVE)
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        processor.stop()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    _log.info("processor started", name=name)
+    processor.run()
+    _log.info("processor stopped", name=name)
+    return 0

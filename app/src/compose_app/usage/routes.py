@@ -1,0 +1,74 @@
+"""/api/usage/events."""
+
+from __future__ import annotations
+
+from flask import Response
+from flask_openapi3 import Tag
+
+from compose_app import errors
+from compose_app.errors import ProblemError
+from compose_app.openapi import Blueprint, json_response, problems
+from compose_app.usage.queue import UsageQueue
+from compose_app.usage.schemas import Accepted, Event, EventsIn, content
+
+
+def _each_once(events: list[Event]) -> list[Event]:
+    """Without what is there twice.
+
+    Raises:
+        ProblemError: two events of one tenant have the same id and are not the same.
+    """
+    first: dict[tuple[str, str], Event] = {}
+    faults = []
+    for place, event in enumerate(events):
+        before = first.setdefault((event.tenant, event.event_id), event)
+        if before is not event and content(before) != content(event):
+            faults.append(
+                {
+                    "location": ["body", "events", place, "event_id"],
+                    "message": "is that of another event of the same tenant",
+                }
+            )
+    if faults:
+        raise ProblemError(
+            errors.EVENT_ID_TAKEN, "Different events have the same id; none is queued.", faults
+        )
+    return list(first.values())
+
+
+def blueprint(queue: UsageQueue) -> Blueprint:
+    """The operations on usage events."""
+    api = Blueprint("usage", __name__, abp_tags=[Tag(name="usage")])
+
+    @api.post(
+        "/api/usage/events",
+        operation_id="addUsageEvents",
+        summary="Report usage",
+        responses={
+            202: Accepted,
+            **problems(
+                errors.INVALID_JSON,
+                errors.EVENT_ID_TAKEN,
+                errors.TOO_LARGE,
+                errors.UNSUPPORTED,
+                errors.INVALID,
+                errors.UNAVAILABLE,
+            ),
+        },
+    )
+    def add_usage_events(body: EventsIn) -> Response:
+        """One event, or up to 10,000. They are on the disk when they are accepted.
+
+        Counted soon afterwards, each once, however often it is sent. An event that differs from an
+        earlier one with its id is set aside.
+        """
+        events = _each_once(body.events)
+        queue.add(
+            [
+                (event.event_id, event.tenant, event.metric, event.quantity, event.time)
+                for event in events
+            ]
+        )
+        return json_response({"accepted": len(events)}, 202)
+
+    return api

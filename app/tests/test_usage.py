@@ -1,0 +1,422 @@
+"""UT-1, UT-2: /api/usage/events and the processor."""
+
+from __future__ import annotations
+
+import datetime
+import gzip
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SRC, Backends, StartGunicorn, wait_for
+from flask.testing import FlaskClient
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from compose_app import dependencies
+from compose_app.config import ProcessorSettings
+from compose_app.usage import processor, queue, replay
+from compose_app.usage.processor import Processor
+from compose_app.usage.store import Queued
+
+NOW = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+
+
+def event(**changes: Any) -> dict[str, Any]:
+    return {
+        "event_id": uuid.uuid4().hex,
+        "tenant": "acme",
+        "metric": "requests",
+        "quantity": 1,
+        "time": NOW.isoformat(),
+        **changes,
+    }
+
+
+def problem(answer: Any) -> tuple[int, str]:
+    return answer.status_code, answer.get_json()["type"].removeprefix("/docs#problem-")
+
+
+@pytest.fixture
+def worker(clean: Backends, tmp_path: Path) -> Iterator[Processor]:
+    clients = processor.connect(ProcessorSettings.from_environ(clean.environ))
+    yield Processor(*clients, "one", tmp_path / "alive")
+    clients[0].close()
+    clients[1].close()
+
+
+def drain(worker: Processor) -> None:
+    while worker.step():
+        pass
+
+
+def counted(backends: Backends) -> list[tuple[str, str, str, float]]:
+    with backends.connect() as connection:
+        return [
+            (tenant, metric, event_id, float(quantity))
+            for tenant, metric, event_id, quantity in connection.execute(
+                "SELECT tenant, metric, event_id, quantity FROM usage_events"
+                " ORDER BY tenant, event_id"
+            ).fetchall()
+        ]
+
+
+def rejected(backends: Backends) -> list[tuple[Any, ...]]:
+    with backends.connect() as connection:
+        return connection.execute(
+            "SELECT id, place, reason, payload FROM usage_rejected ORDER BY id"
+        ).fetchall()
+
+
+def test_one_event_and_many(client: FlaskClient, clean: Backends, worker: Processor) -> None:
+    """UT-1, UT-2: one event, a batch, and NDJSON, packed or not, are counted."""
+    events = [event(event_id=f"e{number}", quantity=number) for number in range(8)]
+    ndjson = b"\n".join(json.dumps(item).encode() for item in events[4:6]) + b"\r\n\n"
+    answers = [
+        client.post("/api/usage/events", json=events[0]),
+        client.post("/api/usage/events", json={"events": events[1:4]}),
+        client.post("/api/usage/events", data=ndjson, content_type="application/x-ndjson"),
+        client.post(
+            "/api/usage/events",
+            data=gzip.compress(json.dumps({"events": events[6:]}).encode()),
+            headers={"Content-Encoding": "gzip", "Content-Type": "application/json"},
+        ),
+    ]
+    assert [(answer.status_code, answer.get_json()) for answer in answers] == [
+        (202, {"accepted": count}) for count in (1, 3, 2, 2)
+    ]
+    drain(worker)
+    assert counted(clean) == [("acme", "requests", f"e{n}", float(n)) for n in range(8)]
+    assert clean.queue_client().xlen(queue.STREAM) == 0
+
+
+def test_ten_thousand_at_once(client: FlaskClient, clean: Backends, worker: Processor) -> None:
+    """UT-1: the largest batch goes packed into 1 MiB; one more is refused."""
+    events = [event() for _ in range(10_001)]
+
+    def send(items: list[dict[str, Any]]) -> Any:
+        return client.post(
+            "/api/usage/events",
+            data=gzip.compress("\n".join(map(json.dumps, items)).encode()),
+            headers={"Content-Encoding": "gzip", "Content-Type": "application/x-ndjson"},
+        )
+
+    assert problem(send(events)) == (413, "content-too-large")
+    assert send(events[:-1]).status_code == 202
+    drain(worker)
+    assert len(counted(clean)) == 10_000
+
+
+def test_sent_again(client: FlaskClient, clean: Backends, worker: Processor) -> None:
+    """UT-1: the same id counts once in a body, in two, and after it has been counted."""
+    first = event(event_id="same", quantity=2)
+    again = {**first, "quantity": 2.0, "time": first["time"].replace("+00:00", "Z")}
+    answer = client.post("/api/usage/events", json={"events": [first, again]})
+    assert answer.get_json() == {"accepted": 1}
+    client.post("/api/usage/events", json=again)
+    drain(worker)
+    client.post("/api/usage/events", json=first)
+    client.post("/api/usage/events", json={**first, "tenant": "other"})
+    drain(worker)
+    assert counted(clean) == [
+        ("acme", "requests", "same", 2.0),
+        ("other", "requests", "same", 2.0),
+    ]
+    assert rejected(clean) == []
+
+
+def test_another_event_under_the_same_id(
+    client: FlaskClient, clean: Backends, worker: Processor
+) -> None:
+    """UT-1: in one body it is refused as a whole, later it is set aside and told why."""
+    first = event(event_id="same")
+    for change in ({"quantity": 2}, {"metric": "bytes"}, {"time": "2026-11-01T00:00:00Z"}):
+        other = {**first, **change}
+        answer = client.post("/api/usage/events", json={"events": [event(), first, other]})
+        assert problem(answer) == (409, "event-id-taken")
+        assert answer.get_json()["errors"][0]["location"] == ["body", "events", 2, "event_id"]
+    assert clean.queue_client().xlen(queue.STREAM) == 0
+    client.post("/api/usage/events", json=first)
+    client.post("/api/usage/events", json={**first, "quantity": 2})
+    drain(worker)
+    client.post("/api/usage/events", json={**first, "metric": "bytes"})
+    drain(worker)
+    assert counted(clean) == [("acme", "requests", "same", 1.0)]
+    assert [(reason, json.loads(payload)[2:4]) for _, _, reason, payload in rejected(clean)] == [
+        ("another event of this tenant has the same id", ["requests", 2]),
+        ("another event of this tenant has the same id", ["bytes", 1]),
+    ]
+
+
+BAD = [
+    ("event_id", [None, 1, "", "a\0b", "x" * 129, ["a"]]),
+    ("tenant", [None, "", "a b", "ä", "x" * 65, "-a"]),
+    ("metric", [None, "", "a/b", True]),
+    ("quantity", [None, "1", True, -1, 1_000_000_001, 0.0000001, 1e300, -0.5, []]),
+    (
+        "time",
+        [
+            *(None, 1, "", "now", "2026-11-01", "2026-11-01T00:00:00", "2026-W01-1T00:00:00Z"),
+            *("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "2026-13-01T00:00:00Z"),
+            (NOW + datetime.timedelta(hours=2)).isoformat(),
+            (NOW - datetime.timedelta(days=366)).isoformat(),
+            "2026-11-01T00:00:00\N{ARABIC-INDIC DIGIT ONE}Z",
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, all_ in BAD for value in all_])
+def test_bad_values(client: FlaskClient, clean: Backends, name: str, value: object) -> None:
+    """UT-1: the field is named, and nothing of the body is queued."""
+    answer = client.post("/api/usage/events", json={"events": [event(), event(**{name: value})]})
+    assert problem(answer) == (422, "validation-error")
+    locations = [error["location"][:4] for error in answer.get_json()["errors"]]
+    assert locations
+    assert all(location == ["body", "events", 1, name] for location in locations)
+    assert clean.queue_client().xlen(queue.STREAM) == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "expected"),
+    [
+        (b"", {"Content-Type": "application/json"}, (400, "invalid-json")),
+        (b"[]", {"Content-Type": "application/json"}, (422, "validation-error")),
+        (b'{"events": []}', {"Content-Type": "application/json"}, (422, "validation-error")),
+        (b'{"events": 1}', {"Content-Type": "application/json"}, (422, "validation-error")),
+        (b'{"events": [], "x": 1}', {"Content-Type": "application/json"}, (422, "validation-error")),
+        (b"\n\n", {"Content-Type": "application/x-ndjson"}, (422, "validation-error")),
+        (b"{}\n{", {"Content-Type": "application/x-ndjson"}, (400, "invalid-json")),
+        (b"\xff", {"Content-Type": "application/json"}, (400, "invalid-json")),
+        (b"{}", {"Content-Type": "text/plain"}, (415, "unsupported-media-type")),
+        (
+            b"{}",
+            {"Content-Type": "application/json", "Content-Encoding": "br"},
+            (415, "unsupported-media-type"),
+        ),
+        (
+            b"{}",
+            {"Content-Type": "application/json", "Content-Encoding": "gzip"},
+            (400, "invalid-json"),
+        ),
+        (
+            gzip.compress(b"{}")[:-4],
+            {"Content-Type": "application/json", "Content-Encoding": "gzip"},
+            (400, "invalid-json"),
+        ),
+        (
+            gzip.compress(b"{}") * 2,
+            {"Content-Type": "application/json", "Content-Encoding": "gzip"},
+            (400, "invalid-json"),
+        ),
+        (
+            gzip.compress(b" " * 9_000_000),
+            {"Content-Type": "application/json", "Content-Encoding": "gzip"},
+            (413, "content-too-large"),
+        ),
+        (b" " * 1_100_000, {"Content-Type": "application/json"}, (413, "content-too-large")),
+    ],
+)
+def test_bad_bodies(
+    client: FlaskClient, body: bytes, headers: dict[str, str], expected: tuple[int, str]
+) -> None:
+    """UT-1: a body of the wrong kind, cut off, or a bomb."""
+    assert problem(client.post("/api/usage/events", data=body, headers=headers)) == expected
+
+
+def test_no_answer_without_fsync(client: FlaskClient, clean: Backends) -> None:
+    """UT-1: 202 means on the disk: without an append-only file it is 503."""
+    redis = clean.queue_client()
+    redis.config_set("appendonly", "no")
+    try:
+        assert problem(client.post("/api/usage/events", json=event())) == (
+            503,
+            "service-unavailable",
+        )
+    finally:
+        redis.config_set("appendonly", "yes")
+        wait_for(
+            "the append-only file",
+            lambda: redis.info("persistence")["aof_rewrite_in_progress"] == 0,
+        )
+    time.sleep(dependencies.FAIL_FAST)
+    assert client.post("/api/usage/events", json=event()).status_code == 202
+
+
+def test_poison_is_set_aside_and_replayed(
+    client: FlaskClient, clean: Backends, worker: Processor
+) -> None:
+    """UT-2: one event that the database refuses holds up none of the others, nor is it lost."""
+    with clean.connect() as connection:
+        connection.execute("ALTER TABLE usage_events ADD CONSTRAINT odd CHECK (metric <> 'odd')")
+    try:
+        events = [event(event_id=f"e{n}", metric="odd" if n == 3 else "even") for n in range(7)]
+        client.post("/api/usage/events", json={"events": events})
+        drain(worker)
+        assert [row[2] for row in counted(clean)] == ["e0", "e1", "e2", "e4", "e5", "e6"]
+        [(number, place, reason, _)] = rejected(clean)
+        assert place == 3
+        assert 'violates check constraint' in reason
+    finally:
+        with clean.connect() as connection:
+            connection.execute("ALTER TABLE usage_events DROP CONSTRAINT odd")
+    settings_ = ProcessorSettings.from_environ(clean.environ)
+    assert replay.main(settings_, number + 1) == 1
+    assert replay.main(settings_, number) == 0
+    drain(worker)
+    assert len(counted(clean)) == 7
+    assert rejected(clean) == []
+
+
+def test_what_nobody_can_read(clean: Backends, worker: Processor) -> None:
+    """UT-2: foreign entries, and foreign events in an entry, are set aside with their reason."""
+    redis = clean.queue_client()
+    redis.xadd(queue.STREAM, {b"events": b"not packed"})
+    redis.xadd(queue.STREAM, {b"other": b"1"})
+    fields = ["e", "acme", "requests", 1, NOW.isoformat()]
+    bad: list[list[Any]] = [
+        ["e", "acme", "requests", "many", NOW.isoformat()],
+        ["e", "acme", "requests", 1, "2026-11-01T00:00:00"],
+        ["e", None, "requests", 1, NOW.isoformat()],
+        ["a\0b", "acme", "requests", 1, NOW.isoformat()],
+        ["f", "acme", "requests", 1e30, NOW.isoformat()],
+        ["g", "acme", "requests", None, NOW.isoformat()],
+    ]
+    redis.xadd(queue.STREAM, {queue.FIELD: queue.encode([*bad, fields])})  # type: ignore[list-item]
+    drain(worker)
+    assert counted(clean) == [("acme", "requests", "e", 1.0)]
+    assert sorted(place for _, place, _, _ in rejected(clean)) == [-1, -1, *range(6)]
+    assert redis.xlen(queue.STREAM) == 0
+    assert redis.xpending(queue.STREAM, queue.GROUP)["pending"] == 0
+
+
+def test_committed_and_not_acknowledged(
+    client: FlaskClient, clean: Backends, worker: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """UT-2: what another processor has committed and not acknowledged counts no second time."""
+    bad = event(event_id="one", quantity=3)
+    client.post("/api/usage/events", json=event(event_id="one"))
+    client.post("/api/usage/events", json=bad)
+    redis = clean.queue_client()
+    worker._create()
+    taken: Any = redis.xreadgroup(queue.GROUP, "dead", {queue.STREAM: ">"})
+    for entry, fields in taken[0][1]:
+        worker._store.add(
+            [Queued(entry.decode(), n, e) for n, e in enumerate(queue.decode(fields[queue.FIELD]))]
+        )
+    assert len(rejected(clean)) == 1
+    assert worker.step() == 0, "too early"
+    monkeypatch.setattr(processor, "IDLE", 0)
+    worker._claimed_at = 0.0
+    assert worker.step() == 2
+    assert counted(clean) == [("acme", "requests", "one", 1.0)]
+    assert len(rejected(clean)) == 1
+    assert redis.xlen(queue.STREAM) == 0
+
+
+_KNOWN = st.tuples(st.sampled_from("abc"), st.sampled_from("xy"), st.sampled_from([1, 2]))
+
+
+@settings(
+    max_examples=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(bodies=st.lists(st.lists(_KNOWN, min_size=1, max_size=5), min_size=1, max_size=5))
+def test_first_one_counts(
+    client: FlaskClient,
+    clean: Backends,
+    worker: Processor,
+    bodies: list[list[tuple[str, str, int]]],
+) -> None:
+    """UT-2: whatever is sent how often in whatever order, the first of each id counts, alone."""
+    with clean.connect() as connection:
+        connection.execute("TRUNCATE usage_events, usage_event_ids, usage_rejected")
+    first: dict[tuple[str, str], int] = {}
+    for body in bodies:
+        events = [
+            event(event_id=name, tenant=tenant, quantity=quantity)
+            for name, tenant, quantity in body
+        ]
+        if client.post("/api/usage/events", json={"events": events}).status_code == 202:
+            for name, tenant, quantity in body:
+                first.setdefault((tenant, name), quantity)
+    drain(worker)
+    got = {(tenant, name): quantity for tenant, _, name, quantity in counted(clean)}
+    assert got == first
+
+
+def _start(backends: Backends, run_dir: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "compose_app", "processor"],
+        env={
+            **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
+            **backends.environ,
+            "PYTHONPATH": str(SRC),
+            "METRICS_PORT": "0",
+            "API_RUN_DIR": str(run_dir),
+        },
+        stdout=subprocess.DEVNULL,
+    )
+
+
+def test_killed_at_random(gunicorn: StartGunicorn, clean: Backends, tmp_path: Path) -> None:
+    """UT-2: killed ten times under load, nothing acknowledged is lost, nothing counts twice.
+
+    Clients that hear no 202 send the same again, as clients do.
+    """
+    server = gunicorn()
+    kills = int(os.environ.get("PROCESSOR_KILLS", "10"))
+    stop = threading.Event()
+    accepted: dict[str, int] = {}
+    draw = random.Random(5)  # noqa: S311 - no secret
+
+    def send(client: int) -> None:
+        number = 0
+        while not stop.is_set():
+            events = [event(event_id=f"{client}-{number + n}", quantity=n) for n in range(200)]
+            number += 200
+            for _ in range(2):  # each twice, as if the first answer had been lost
+                if server.request("POST", "/api/usage/events", {"events": events}).status == 202:
+                    accepted.update({item["event_id"]: item["quantity"] for item in events})
+
+    senders = [threading.Thread(target=send, args=(client,)) for client in range(2)]
+    for sender in senders:
+        sender.start()
+    worked = 0
+    try:
+        for _ in range(kills):
+            running = _start(clean, tmp_path)
+            before = len(counted(clean))
+            wait_for("progress", lambda seen=before: len(counted(clean)) > seen)  # type: ignore[misc]
+            time.sleep(draw.uniform(0, 0.3))
+            worked += running.poll() is None
+            running.send_signal(signal.SIGKILL)
+            running.wait()
+    finally:
+        stop.set()
+        for sender in senders:
+            sender.join()
+    assert worked == kills
+    running = _start(clean, tmp_path)
+    try:
+        wait_for(
+            "an empty queue", lambda: clean.queue_client().xlen(queue.STREAM) == 0, seconds=90
+        )
+    finally:
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(20) == 0
+    got = counted(clean)
+    assert len(got) == len({row[2] for row in got}), "counted twice"
+    assert {row[2]: row[3] for row in got} == accepted
+    assert rejected(clean) == []
