@@ -41,7 +41,8 @@ set -e
 grep -q 'host all' "$PGDATA/pg_hba.conf.done" 2>/dev/null || {{
   echo 'host all all all scram-sha-256' >> "$PGDATA/pg_hba.conf"
   echo 'host all' > "$PGDATA/pg_hba.conf.done"
-  pg_ctl start -w -s -o "-c shared_preload_libraries=timescaledb -c unix_socket_directories=/tmp -c listen_addresses=''"
+  echo "shared_preload_libraries = 'timescaledb'" >> "$PGDATA/postgresql.conf"
+  pg_ctl start -w -s -o "-c unix_socket_directories=/tmp -c listen_addresses=''"
   psql -q -h /tmp -U postgres -v ON_ERROR_STOP=1 <<'SQL'
 CREATE ROLE app_owner LOGIN PASSWORD '{OWNER}';
 CREATE ROLE app LOGIN PASSWORD '{APP}';
@@ -58,7 +59,7 @@ SQL
   pg_ctl stop -w -s -m fast
 }}
 exec postgres -c unix_socket_directories=/tmp -c listen_addresses='*' -c fsync=off \
-  -c shared_buffers=32MB -c shared_preload_libraries=timescaledb -c timescaledb.license=apache
+  -c shared_buffers=32MB -c timescaledb.license=apache
 """
 
 
@@ -224,6 +225,7 @@ def _backends(secrets: Path) -> Iterator[Backends]:
                 "MIGRATION_DATABASE_PASSWORD_FILE": str(secrets / "owner"),
                 "REDIS_CACHE_URL": f"redis://app@127.0.0.1:{cache.port}/0",
                 "REDIS_CACHE_PASSWORD_FILE": str(secrets / "cache"),
+                "API_USAGE_EVENTS": "1",
                 "REDIS_QUEUE_URL": f"redis://app@127.0.0.1:{queue.port}/0",
                 "REDIS_QUEUE_PASSWORD_FILE": str(secrets / "queue"),
             },

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SRC, Backends, StartGunicorn, wait_for
 from flask.testing import FlaskClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -28,6 +27,7 @@ from compose_app.config import ProcessorSettings
 from compose_app.usage import processor, queue, replay
 from compose_app.usage.processor import Processor
 from compose_app.usage.store import Queued
+from conftest import SRC, Backends, StartGunicorn, wait_for
 
 NOW = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
 
@@ -158,7 +158,7 @@ def test_another_event_under_the_same_id(
     ]
 
 
-BAD = [
+BAD: list[tuple[str, list[Any]]] = [
     ("event_id", [None, 1, "", "a\0b", "x" * 129, ["a"]]),
     ("tenant", [None, "", "a b", "ä", "x" * 65, "-a"]),
     ("metric", [None, "", "a/b", True]),
@@ -194,7 +194,11 @@ def test_bad_values(client: FlaskClient, clean: Backends, name: str, value: obje
         (b"[]", {"Content-Type": "application/json"}, (422, "validation-error")),
         (b'{"events": []}', {"Content-Type": "application/json"}, (422, "validation-error")),
         (b'{"events": 1}', {"Content-Type": "application/json"}, (422, "validation-error")),
-        (b'{"events": [], "x": 1}', {"Content-Type": "application/json"}, (422, "validation-error")),
+        (
+            b'{"events": [], "x": 1}',
+            {"Content-Type": "application/json"},
+            (422, "validation-error"),
+        ),
         (b"\n\n", {"Content-Type": "application/x-ndjson"}, (422, "validation-error")),
         (b"{}\n{", {"Content-Type": "application/x-ndjson"}, (400, "invalid-json")),
         (b"\xff", {"Content-Type": "application/json"}, (400, "invalid-json")),
@@ -266,7 +270,7 @@ def test_poison_is_set_aside_and_replayed(
         assert [row[2] for row in counted(clean)] == ["e0", "e1", "e2", "e4", "e5", "e6"]
         [(number, place, reason, _)] = rejected(clean)
         assert place == 3
-        assert 'violates check constraint' in reason
+        assert "violates check constraint" in reason
     finally:
         with clean.connect() as connection:
             connection.execute("ALTER TABLE usage_events DROP CONSTRAINT odd")
@@ -379,7 +383,7 @@ def test_killed_at_random(gunicorn: StartGunicorn, clean: Backends, tmp_path: Pa
     kills = int(os.environ.get("PROCESSOR_KILLS", "10"))
     stop = threading.Event()
     accepted: dict[str, int] = {}
-    draw = random.Random(5)  # noqa: S311 - no secret
+    draw = random.Random(5)
 
     def send(client: int) -> None:
         number = 0
@@ -410,9 +414,7 @@ def test_killed_at_random(gunicorn: StartGunicorn, clean: Backends, tmp_path: Pa
     assert worked == kills
     running = _start(clean, tmp_path)
     try:
-        wait_for(
-            "an empty queue", lambda: clean.queue_client().xlen(queue.STREAM) == 0, seconds=90
-        )
+        wait_for("an empty queue", lambda: clean.queue_client().xlen(queue.STREAM) == 0, seconds=90)
     finally:
         running.send_signal(signal.SIGTERM)
         assert running.wait(20) == 0

@@ -309,6 +309,48 @@ def full_queue(world: World) -> Iterator[None]:
         client.delete(f"prove:{half}")
 
 
+@fault(
+    "the processor of usage events is stopped",
+    Expected("UsageProcessorDown", "warning"),
+    after=("locked_usage", "foreign_usage"),
+)
+def stopped_processor(world: World) -> Iterator[None]:
+    processor = world.stack.one("processor")["Id"]
+    ENGINE.run("docker", "stop", processor)
+    yield
+    ENGINE.run("docker", "start", processor)
+
+
+@fault(
+    "somebody holds the table of counted usage events, and more come",
+    Expected("UsageBacklogOld", "warning", shows=300),
+    after=("full_queue",),
+)
+def locked_usage(world: World) -> Iterator[None]:
+    with world.session("BEGIN", "LOCK TABLE usage_event_ids"):
+        event = {
+            "event_id": f"prove-{time.time_ns()}",
+            "tenant": "prove",
+            "metric": "requests",
+            "quantity": 1,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        answer = world.stack.site.patiently("POST", "/api/usage/events", json=event)
+        assert answer.status_code == 202, answer.text
+        yield
+
+
+@fault(
+    "something in the queue of usage events that nobody can read",
+    Expected("UsageEventsRejected", "warning"),
+    after=("full_queue",),
+)
+def foreign_usage(world: World) -> Iterator[None]:
+    world.redis("queue").xadd("usage-events", {"foreign": "1"})
+    yield
+    world.psql("DELETE FROM usage_rejected")
+
+
 def _writes(client: Any) -> bool:
     with contextlib.suppress(Exception):
         return bool(client.set("prove:written", "x"))

@@ -38,7 +38,7 @@ def build_app(settings: Settings) -> Api:
     app.register_api(coupons.blueprint(CouponStore(database)))
     app.register_api(birthdays.blueprint(UserStore(database)))
     app.register_api(cache.blueprint(CacheStore(redis)))
-    if queue:
+    if queue and settings.usage_events:
         app.register_api(usage.blueprint(UsageQueue(queue)))
     app.register_api(health.blueprint(database, caches))
     app.register_blueprint(docs.blueprint(app))

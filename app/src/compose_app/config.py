@@ -144,6 +144,8 @@ class Settings(_Environ):
     redis_cache_password: SecretFromFile = Field(alias="REDIS_CACHE_PASSWORD_FILE")
     redis_queue_url: RedisUrl | None = Field(None, alias="REDIS_QUEUE_URL")
     redis_queue_password: SecretFromFile | None = Field(None, alias="REDIS_QUEUE_PASSWORD_FILE")
+    usage_events: bool = Field(False, alias="API_USAGE_EVENTS")
+    """Whether usage events are accepted: somebody must be there to count them."""
     operator_password: SecretFromFile | None = Field(None, alias="OPERATOR_PASSWORD_FILE")
     """Of the user `operator`, who may see /status; absent, there is no such page."""
     prometheus_url: HttpUrl | None = Field(None, alias="PROMETHEUS_URL")

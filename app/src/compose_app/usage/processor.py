@@ -38,7 +38,7 @@ TIMEOUT = 5.0
 RETRY = 1.0
 """Seconds before the next attempt when a server does not answer."""
 ALIVE = "compose-app.processor"
-"""File whose time says when the processor last had both servers' answers."""
+"""File whose time says that the loop turns; not there before the first turn that succeeded."""
 
 _log = structlog.get_logger("compose_app.processor")
 
@@ -75,7 +75,7 @@ class Processor:
 
     def run(self) -> None:
         """Process until told to stop; what fails for want of a server is tried again."""
-        down = False
+        down = working = False
         while not self._stopping.is_set():
             try:
                 self.step()
@@ -89,17 +89,18 @@ class Processor:
                 if down:
                     _log.info("dependency back")
                 down = False
+                working = True
+            if self._alive and working:
+                self._alive.touch()
         self._leave()
 
     def step(self) -> int:
         """Process one batch, waiting up to BLOCK for it; return how many entries it had."""
+        self._measure()
         entries = self._taken_over() or self._own() or self._read()
         if entries:
             with BATCH.time():
                 self._process(entries)
-        self._measure()
-        if self._alive:
-            self._alive.touch()
         return len(entries)
 
     def _read(self, position: str = ">", block: int | None = BLOCK) -> list[Entry]:
@@ -144,7 +145,7 @@ class Processor:
         return entries
 
     def _forget_the_dead(self) -> None:
-        """Delete processors that are gone and have nothing in hand: each container has another name."""
+        """Delete who is gone with nothing in hand: each container has another name."""
         consumers: Any = self._queue.xinfo_consumers(STREAM, GROUP)
         for consumer in consumers:
             if not consumer["pending"] and consumer["idle"] > 10 * IDLE:
@@ -219,6 +220,8 @@ def main(settings: ProcessorSettings) -> int:
         host = settings.metrics_host
         address = metrics_server.own_address(host) if host else metrics_server.LOOPBACK
         start_http_server(settings.metrics_port, address)
+    for outcome in ("new", "repeated", "rejected"):
+        EVENTS.labels(outcome)  # from 0 on: an increase to 1 must show
     queue, store = connect(settings)
     # Of the container: after a restart it goes on with what it had in hand.
     name = socket.gethostname()

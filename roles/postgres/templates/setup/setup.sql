@@ -18,6 +18,8 @@ SELECT 'CREATE DATABASE app OWNER app_owner'
 WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = 'app') \gexec
 REVOKE ALL ON DATABASE app FROM PUBLIC;
 GRANT CONNECT ON DATABASE app TO app, exporter;
+-- Batches are copied into a table of the session before they are counted.
+GRANT TEMPORARY ON DATABASE app TO app;
 
 \connect app
 SET client_min_messages = warning;

@@ -1,0 +1,82 @@
+"""UT-1, UT-2: usage events from the public address to the hypertable."""
+
+from __future__ import annotations
+
+import datetime
+import gzip
+import json
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.harness import wait_for
+
+if TYPE_CHECKING:
+    from tests.harness import Stack
+
+pytestmark = pytest.mark.timeout(180, func_only=True)
+
+
+def events(tenant: str, count: int) -> list[dict[str, Any]]:
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return [
+        {
+            "event_id": uuid.uuid4().hex,
+            "tenant": tenant,
+            "metric": "requests",
+            "quantity": 1,
+            "time": now,
+        }
+        for _ in range(count)
+    ]
+
+
+def send(stack: Stack, items: list[dict[str, Any]]) -> None:
+    answer = stack.site.patiently(
+        "POST",
+        "/api/usage/events",
+        data=gzip.compress("\n".join(map(json.dumps, items)).encode()),
+        headers={"Content-Type": "application/x-ndjson", "Content-Encoding": "gzip"},
+    )
+    assert answer.status_code == 202, answer.text
+    assert answer.json() == {"accepted": len(items)}
+
+
+def counted(stack: Stack, tenant: str) -> int:
+    query = f"SELECT count(*) FROM usage_events WHERE tenant = '{tenant}'"
+    psql = ("psql", "-h", "/run/postgresql", "-U", "postgres", "-d", "app", "-XAtc")
+    return int(stack.execute("postgres", *psql, query))
+
+
+def test_largest_batch_is_counted(stack: Stack) -> None:
+    """UT-1, UT-2: ten thousand events at once, as one request through nginx."""
+    tenant = f"t-{uuid.uuid4().hex}"
+    send(stack, events(tenant, 10_000))
+    wait_for("all are counted", lambda: counted(stack, tenant) == 10_000, 60, 0.5)
+
+
+@pytest.mark.parametrize("service", ["processor", "redis-queue", "postgres"])
+def test_killed_with_events_in_the_queue(stack: Stack, service: str) -> None:
+    """UT-2: accepted before a kill, counted after it, once; what is sent again changes nothing."""
+    tenant = f"t-{uuid.uuid4().hex}"
+    first, second = events(tenant, 4000), events(tenant, 4000)
+    container = stack.one(service)["Id"]
+    send(stack, first)
+    send(stack, second)
+    stack.engine.run("docker", "kill", "--signal=KILL", container)
+    # Docker does not restart what was killed by command.
+    stack.engine.run("docker", "start", container)
+    stack.wait_healthy(60)
+    wait_for("all are counted", lambda: counted(stack, tenant) == 8000, 90, 0.5)
+    send(stack, first)
+    fresh = events(tenant, 1)
+    send(stack, fresh)
+    wait_for("the newest is counted", lambda: counted(stack, tenant) > 8000, 60, 0.5)
+    wait_for(
+        "the queue is empty",
+        lambda: counted(stack, tenant) == 8001 and stack.healthy(),
+        30,
+        0.5,
+    )
+    assert counted(stack, tenant) == 8001
