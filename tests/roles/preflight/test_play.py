@@ -292,13 +292,21 @@ RULES = [
         {"stack_profiles": ["logging"], "stack_services": ["postgres", "redis", "alloy"]},
         ["stack_services has alloy but not loki"],
     ),
+    (
+        {"stack_services": ["postgres", "redis", "usage"]},
+        ["stack_services has usage but not api"],
+    ),
+    (
+        {"stack_services": ["redis", "api", "usage"]},
+        ["stack_services has api and usage but not postgres"],
+    ),
 ]
 
 
 @pytest.mark.parametrize(
     ("variables", "causes"),
     RULES,
-    ids=["many", "others", "settings", "monitoring", "logging", "alloy"],
+    ids=["many", "others", "settings", "monitoring", "logging", "alloy", "usage", "no database"],
 )
 def test_rules(good: dict[str, Any], variables: dict[str, Any], causes: list[str]) -> None:
     """Bad input that no single variable's type can tell."""
@@ -358,7 +366,7 @@ def test_what_the_rules_let_pass(good: dict[str, Any], variables: dict[str, Any]
 
 def test_every_rule_has_a_case() -> None:
     table = yaml.safe_load((ROOT / "roles" / "preflight" / "vars" / "main.yml").read_text())
-    assert len(table["_preflight_rules"]) == 24
+    assert len(table["_preflight_rules"]) == 25
 
 
 def test_python_on_the_host_is_what_the_modules_are_checked_for() -> None:
