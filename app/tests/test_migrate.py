@@ -44,7 +44,11 @@ def names(backends: Backends) -> list[str]:
 def empty(clean: Backends) -> Backends:
     """The database as it is before the first migration."""
     with clean.connect() as connection:
-        connection.execute("DROP TABLE items, claims, coupons, users, alembic_version")
+        connection.execute("DROP TABLE usage_events")  # a hypertable goes alone
+        connection.execute(
+            "DROP TABLE items, claims, coupons, users, usage_event_ids, usage_rejected,"
+            " alembic_version"
+        )
     return clean
 
 

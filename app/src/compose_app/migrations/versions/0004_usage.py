@@ -49,4 +49,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    op.execute("DROP TABLE usage_events, usage_event_ids, usage_rejected")
+    op.execute("DROP TABLE usage_events")  # a hypertable goes alone
+    op.execute("DROP TABLE usage_event_ids, usage_rejected")
