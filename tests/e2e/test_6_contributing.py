@@ -58,14 +58,17 @@ def deploy(repository: Path, **variables: object) -> Run:
     return playbook(
         INVENTORY,
         name=os.path.relpath(repository / "playbooks" / "site.yml", ROOT / "playbooks"),
-        variables={"stack_services": ["postgres", "redis", "api", "nginx", "hello"], **variables},
+        variables={
+            "stack_services": ["postgres", "redis", "api", "usage", "nginx", "hello"],
+            **variables,
+        },
         environment={"ANSIBLE_CONFIG": str(repository / "ansible.cfg")},
     ).succeeded()
 
 
 def test_a_new_room(stack: Stack, repository: Path) -> None:
     """CS-14: it runs, reloads in place, and goes when it is taken out; the others stay."""
-    core = ["postgres", "redis", "api", "nginx"]
+    core = ["postgres", "redis", "api", "usage", "nginx"]
     site_yml().succeeded()
     before = stack.lives(running=True)
     said = ("wget", "-q", "-O", "-", "http://127.0.0.1:8080/")
