@@ -257,6 +257,34 @@ def test_no_answer_without_fsync(client: FlaskClient, clean: Backends) -> None:
     assert client.post("/api/usage/events", json=event()).status_code == 202
 
 
+def test_no_answer_while_fsync_takes_too_long(client: FlaskClient, clean: Backends) -> None:
+    """UT-1: WAITAOF that times out is no error, and no promise either.
+
+    An append-only file that is being made anew holds nothing yet; a large data set makes that slow.
+    """
+    redis = clean.queue_client()
+    redis.config_set("appendonly", "no")
+    redis.set("large", 1)
+    redis.config_set("rdb-key-save-delay", 4_000_000)  # microseconds a key, for tests like this
+    redis.config_set("appendonly", "yes")
+    try:
+        began = time.monotonic()
+        assert problem(client.post("/api/usage/events", json=event())) == (
+            503,
+            "service-unavailable",
+        )
+        assert time.monotonic() - began < 3
+    finally:
+        wait_for(
+            "the append-only file",
+            lambda: redis.info("persistence")["aof_rewrite_in_progress"] == 0,
+        )
+        redis.config_set("rdb-key-save-delay", 0)
+        redis.delete("large")
+    time.sleep(dependencies.FAIL_FAST)
+    assert client.post("/api/usage/events", json=event()).status_code == 202
+
+
 def test_poison_is_set_aside_and_replayed(
     client: FlaskClient, clean: Backends, worker: Processor
 ) -> None:

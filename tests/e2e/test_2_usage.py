@@ -70,13 +70,6 @@ def test_killed_with_events_in_the_queue(stack: Stack, service: str) -> None:
     stack.wait_healthy(60)
     wait_for("all are counted", lambda: counted(stack, tenant) == 8000, 90, 0.5)
     send(stack, first)
-    fresh = events(tenant, 1)
-    send(stack, fresh)
+    send(stack, events(tenant, 1))  # the last in the queue: whatever is counted twice came before
     wait_for("the newest is counted", lambda: counted(stack, tenant) > 8000, 60, 0.5)
-    wait_for(
-        "the queue is empty",
-        lambda: counted(stack, tenant) == 8001 and stack.healthy(),
-        30,
-        0.5,
-    )
     assert counted(stack, tenant) == 8001

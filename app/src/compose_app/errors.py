@@ -158,6 +158,9 @@ UNAVAILABLE = _kind(
     "a request that writes may have taken effect.",
 )
 
+OF_A_BODY = (INVALID_JSON, TOO_LARGE, UNSUPPORTED, INVALID, UNAVAILABLE)
+"""What any operation that takes a body and keeps something of it can end with."""
+
 _BY_STATUS = {
     kind.status: kind
     for kind in (

@@ -15,15 +15,6 @@ from compose_app.birthdays.store import EmailTaken, Row, UserStore, UserValues
 from compose_app.errors import ProblemError
 from compose_app.openapi import Blueprint, created, json_response, problems
 
-_OF_A_BODY = (
-    errors.INVALID_JSON,
-    errors.EMAIL_TAKEN,
-    errors.TOO_LARGE,
-    errors.UNSUPPORTED,
-    errors.INVALID,
-    errors.UNAVAILABLE,
-)
-
 
 def _not_found(user_id: int) -> ProblemError:
     return ProblemError(errors.USER_NOT_FOUND, f"There is no user {user_id}.")
@@ -60,7 +51,7 @@ def blueprint(store: UserStore) -> Blueprint:
         "/api/user",
         operation_id="createUser",
         summary="Create a user",
-        responses={201: created(User), **problems(*_OF_A_BODY)},
+        responses={201: created(User), **problems(errors.EMAIL_TAKEN, *errors.OF_A_BODY)},
     )
     def create_user(body: UserIn) -> Response:
         try:
@@ -88,7 +79,10 @@ def blueprint(store: UserStore) -> Blueprint:
         "/api/user/<id>",
         operation_id="replaceUser",
         summary="Change a user",
-        responses={200: User, **problems(errors.USER_NOT_FOUND, *_OF_A_BODY)},
+        responses={
+            200: User,
+            **problems(errors.USER_NOT_FOUND, errors.EMAIL_TAKEN, *errors.OF_A_BODY),
+        },
     )
     def replace_user(path: UserPath, body: UserIn) -> Response:
         """All values are given anew."""

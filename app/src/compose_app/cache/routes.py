@@ -38,13 +38,7 @@ def blueprint(store: CacheStore) -> Blueprint:
         summary="Cache a value for some seconds",
         responses={
             200: CacheEntry,
-            **problems(
-                errors.INVALID_JSON,
-                errors.TOO_LARGE,
-                errors.UNSUPPORTED,
-                errors.INVALID,
-                errors.UNAVAILABLE,
-            ),
+            **problems(*errors.OF_A_BODY),
         },
     )
     def put_cached(path: CachePath, body: CacheIn) -> Response:

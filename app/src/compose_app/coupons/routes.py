@@ -32,14 +32,6 @@ from compose_app.errors import ProblemError
 from compose_app.fields import PageQuery
 from compose_app.openapi import Blueprint, created, json_response, problems
 
-_OF_A_BODY = (
-    errors.INVALID_JSON,
-    errors.TOO_LARGE,
-    errors.UNSUPPORTED,
-    errors.INVALID,
-    errors.UNAVAILABLE,
-)
-
 
 def _not_found(name: str) -> ProblemError:
     return ProblemError(errors.COUPON_NOT_FOUND, f"There is no coupon {name!r}.")
@@ -53,7 +45,7 @@ def blueprint(store: CouponStore) -> Blueprint:
         "/api/coupons",
         operation_id="createCoupon",
         summary="Create a coupon",
-        responses={201: created(Coupon), **problems(errors.NAME_TAKEN, *_OF_A_BODY)},
+        responses={201: created(Coupon), **problems(errors.NAME_TAKEN, *errors.OF_A_BODY)},
     )
     def create_coupon(body: CouponIn) -> Response:
         try:
@@ -109,7 +101,7 @@ def blueprint(store: CouponStore) -> Blueprint:
         responses={
             201: Claim,
             **problems(
-                errors.COUPON_NOT_FOUND, errors.ALREADY_CLAIMED, errors.NONE_LEFT, *_OF_A_BODY
+                errors.COUPON_NOT_FOUND, errors.ALREADY_CLAIMED, errors.NONE_LEFT, *errors.OF_A_BODY
             ),
         },
     )
@@ -131,7 +123,7 @@ def blueprint(store: CouponStore) -> Blueprint:
         "/api/coupons/claim/batch",
         operation_id="claimCouponForMany",
         summary="Claim a coupon for many users",
-        responses={200: BatchOutcome, **problems(errors.COUPON_NOT_FOUND, *_OF_A_BODY)},
+        responses={200: BatchOutcome, **problems(errors.COUPON_NOT_FOUND, *errors.OF_A_BODY)},
     )
     def claim_coupon_for_many(body: BatchIn) -> Response:
         """All in one transaction: after an error none of them was granted.

@@ -42,14 +42,7 @@ def blueprint(store: ItemStore) -> Blueprint:
         summary="Create an item",
         responses={
             201: created(Item),
-            **problems(
-                errors.INVALID_JSON,
-                errors.NAME_TAKEN,
-                errors.TOO_LARGE,
-                errors.UNSUPPORTED,
-                errors.INVALID,
-                errors.UNAVAILABLE,
-            ),
+            **problems(errors.NAME_TAKEN, *errors.OF_A_BODY),
         },
     )
     def create_item(body: ItemIn) -> Response:

@@ -23,7 +23,7 @@ from prometheus_client import Counter, Gauge, Histogram, start_http_server
 from compose_app import logging, metrics_server
 from compose_app.config import ProcessorSettings
 from compose_app.usage.queue import FIELD, GROUP, STREAM, Undecodable, decode
-from compose_app.usage.store import Queued, UsageStore
+from compose_app.usage.store import WHOLE, Queued, UsageStore
 
 ENTRIES = 10
 """Entries, of a thousand events at most, taken into the database at once."""
@@ -57,9 +57,7 @@ Entry = tuple[bytes, dict[bytes, bytes]]
 class Processor:
     """Works until `stop`; one thread."""
 
-    def __init__(
-        self, queue: redis.Redis, store: UsageStore, name: str, alive: Path | None = None
-    ) -> None:
+    def __init__(self, queue: redis.Redis, store: UsageStore, name: str, alive: Path) -> None:
         """Take the name by which the queue tells processors apart."""
         self._queue = queue
         self._store = store
@@ -90,29 +88,29 @@ class Processor:
                     _log.info("dependency back")
                 down = False
                 working = True
-            if self._alive and working:
+            if working:
                 self._alive.touch()
         self._leave()
 
     def step(self) -> int:
         """Process one batch, waiting up to BLOCK for it; return how many entries it had."""
         self._measure()
-        entries = self._taken_over() or self._own() or self._read()
+        try:
+            entries = self._taken_over() or self._own() or self._read()
+        except redis.ResponseError as error:
+            if not str(error).startswith("NOGROUP"):
+                raise
+            self._create()
+            entries = self._read()
         if entries:
             with BATCH.time():
                 self._process(entries)
         return len(entries)
 
     def _read(self, position: str = ">", block: int | None = BLOCK) -> list[Entry]:
-        try:
-            answer: Any = self._queue.xreadgroup(
-                GROUP, self._name, {STREAM: position}, count=ENTRIES, block=block
-            )
-        except redis.ResponseError as error:
-            if not str(error).startswith("NOGROUP"):
-                raise
-            self._create()
-            return []
+        answer: Any = self._queue.xreadgroup(
+            GROUP, self._name, {STREAM: position}, count=ENTRIES, block=block
+        )
         return answer[0][1] if answer else []
 
     def _own(self) -> list[Entry]:
@@ -131,25 +129,11 @@ class Processor:
     def _taken_over(self) -> list[Entry]:
         if time.monotonic() < self._claimed_at + CLAIM_INTERVAL:
             return []
-        try:
-            answer: Any = self._queue.xautoclaim(STREAM, GROUP, self._name, IDLE, count=ENTRIES)
-        except redis.ResponseError as error:
-            if not str(error).startswith("NOGROUP"):
-                raise
-            self._create()
-            return []
+        answer: Any = self._queue.xautoclaim(STREAM, GROUP, self._name, IDLE, count=ENTRIES)
         entries: list[Entry] = answer[1]
         if not entries:
             self._claimed_at = time.monotonic()
-            self._forget_the_dead()
         return entries
-
-    def _forget_the_dead(self) -> None:
-        """Delete who is gone with nothing in hand: each container has another name."""
-        consumers: Any = self._queue.xinfo_consumers(STREAM, GROUP)
-        for consumer in consumers:
-            if not consumer["pending"] and consumer["idle"] > 10 * IDLE:
-                self._queue.xgroup_delconsumer(STREAM, GROUP, consumer["name"])
 
     def _process(self, entries: list[Entry]) -> None:
         events: list[Queued] = []
@@ -160,7 +144,7 @@ class Processor:
             try:
                 decoded = decode(content)
             except Undecodable as error:
-                self._store.set_aside(entry, content or b"", f"not readable: {error}")
+                self._store.set_aside(entry, WHOLE, content or b"", f"not readable: {error}")
                 unreadable += 1
                 continue
             events += [Queued(entry, place, event) for place, event in enumerate(decoded)]
@@ -183,7 +167,10 @@ class Processor:
         OLDEST.set(max(0.0, time.time() - born))
 
     def _leave(self) -> None:
-        """Take the name back, unless something is in hand under it."""
+        """Take the name back, unless something is in hand under it.
+
+        Nobody takes back another's: what that one reads meanwhile would be in nobody's hand.
+        """
         try:
             consumers: Any = self._queue.xinfo_consumers(STREAM, GROUP)
             for consumer in consumers:

@@ -1,7 +1,6 @@
 """The stream that usage events wait in, and how they are written there.
 
-An entry holds many events: Redis then keeps a tenth of the nodes, and a processor takes a thousand
-events in one answer.
+An entry holds many events, packed: a thousand with random ids take 40 kB, and come in one answer.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import datetime
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 
@@ -47,8 +46,7 @@ def decode(content: bytes | None) -> list[list[Any]]:
     except (zlib.error, orjson.JSONDecodeError) as error:
         raise Undecodable(str(error)) from None
     if not isinstance(events, list) or not all(
-        isinstance(event, list) and len(event) == len(Fields.__args__)  # type: ignore[attr-defined]
-        for event in events
+        isinstance(event, list) and len(event) == len(get_args(Fields)) for event in events
     ):
         raise Undecodable("not a list of events")
     return events

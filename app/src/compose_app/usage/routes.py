@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
 from flask import Response
 from flask_openapi3 import Tag
 
@@ -9,7 +11,12 @@ from compose_app import errors
 from compose_app.errors import ProblemError
 from compose_app.openapi import Blueprint, json_response, problems
 from compose_app.usage.queue import UsageQueue
-from compose_app.usage.schemas import Accepted, Event, EventsIn, content
+from compose_app.usage.schemas import Accepted, Event, EventsIn
+from compose_app.usage.store import content
+
+
+def _content(event: Event) -> UUID:
+    return content(event.metric, event.quantity, event.time)
 
 
 def _each_once(events: list[Event]) -> list[Event]:
@@ -22,7 +29,7 @@ def _each_once(events: list[Event]) -> list[Event]:
     faults = []
     for place, event in enumerate(events):
         before = first.setdefault((event.tenant, event.event_id), event)
-        if before is not event and content(before) != content(event):
+        if before is not event and _content(before) != _content(event):
             faults.append(
                 {
                     "location": ["body", "events", place, "event_id"],
@@ -46,14 +53,7 @@ def blueprint(queue: UsageQueue) -> Blueprint:
         summary="Report usage",
         responses={
             202: Accepted,
-            **problems(
-                errors.INVALID_JSON,
-                errors.EVENT_ID_TAKEN,
-                errors.TOO_LARGE,
-                errors.UNSUPPORTED,
-                errors.INVALID,
-                errors.UNAVAILABLE,
-            ),
+            **problems(errors.EVENT_ID_TAKEN, *errors.OF_A_BODY),
         },
     )
     def add_usage_events(body: EventsIn) -> Response:

@@ -7,7 +7,6 @@ import re
 import zlib
 from typing import Annotated, Any
 
-import orjson
 from flask import request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from werkzeug.exceptions import RequestEntityTooLarge
@@ -164,8 +163,3 @@ class Accepted(BaseModel):
     """What has been queued."""
 
     accepted: int = Field(ge=1, le=MAX_EVENTS, description="Events, each id counted once.")
-
-
-def content(event: Event) -> bytes:
-    """What of an event must be the same when it is sent again, as JSON."""
-    return orjson.dumps([event.metric, float(event.quantity), event.time])

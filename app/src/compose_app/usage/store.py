@@ -51,6 +51,13 @@ INSERT INTO usage_rejected (entry, place, reason, payload)
 VALUES (%(entry)s, %(place)s, %(reason)s, %(payload)s)
 ON CONFLICT (entry, place) DO NOTHING
 """
+_REJECTED = """
+SELECT id, place, payload FROM usage_rejected
+WHERE %(number)s::bigint IS NULL OR id = %(number)s ORDER BY id
+"""
+_ANOTHER = "another event of this tenant has the same id"
+WHOLE = -1
+"""Place of an entry that cannot be read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,19 +78,18 @@ class Queued:
         event_id, tenant, metric, quantity, time = self.fields
         if not all(isinstance(value, str) for value in (event_id, tenant, metric, time)):
             raise ValueError("a name or the time is no text")
-        amount = f"{float(quantity):.6f}"
         moment = datetime.datetime.fromisoformat(time)
         if moment.tzinfo is None:
             raise ValueError("the time has no offset")
         return (
             _digest(tenant, event_id),
-            _digest(metric, amount, str(moment.timestamp())),
+            content(metric, quantity, moment),
             self.entry,
             self.place,
             event_id,
             tenant,
             metric,
-            amount,
+            _amount(quantity),
             moment,
         )
 
@@ -93,9 +99,22 @@ class Queued:
         return orjson.dumps(self.fields)
 
 
+def _amount(quantity: float) -> str:
+    return f"{float(quantity):.6f}"
+
+
+def content(metric: str, quantity: float, time: datetime.datetime) -> uuid.UUID:
+    """A digest of what must be the same when an event is sent again.
+
+    Raises:
+        TypeError, ValueError: the quantity is no number.
+    """
+    return _digest(metric, _amount(quantity), str(time.timestamp()))
+
+
 def _digest(*parts: str) -> uuid.UUID:
     """BLAKE2b (RFC 7693) of 16 bytes: nobody finds two ids that have the same one."""
-    text = "\0".join(parts).encode("utf-8", "surrogatepass")
+    text = "\0".join(parts).encode()
     return uuid.UUID(bytes=hashlib.blake2b(text, digest_size=16).digest())
 
 
@@ -152,7 +171,7 @@ class UsageStore:
                 for position in connection.execute(_DIFFERENT).fetchall():
                     unfit.append((by_position[position], _ANOTHER))
                 for event, reason in unfit:
-                    self._set_aside(connection, event, reason)
+                    self.set_aside(event.entry, event.place, event.payload, reason)
         except (psycopg.OperationalError, psycopg.InterfaceError):
             raise
         except psycopg.Error as error:
@@ -163,28 +182,26 @@ class UsageStore:
         """Find the event that the database refuses, and set it aside alone."""
         if len(events) == 1:
             reason = f"refused by the database: {str(error).splitlines()[0]}"
-            self._set_aside(self._connected(), events[0], reason)
+            self.set_aside(events[0].entry, events[0].place, events[0].payload, reason)
             return 0, 1
         middle = len(events) // 2
         outcomes = [self.add(part) for part in (events[:middle], events[middle:])]
         return sum(new for new, _ in outcomes), sum(aside for _, aside in outcomes)
 
-    def set_aside(self, entry: str, payload: bytes, reason: str) -> None:
-        """Keep an entry that cannot be read at all; payload as it was in the queue."""
+    def set_aside(self, entry: str, place: int, payload: bytes, reason: str) -> None:
+        """Keep an event, or as place WHOLE an entry that cannot be read, once."""
         self._connected().execute(
-            _REJECT, {"entry": entry, "place": -1, "reason": reason, "payload": payload}
+            _REJECT, {"entry": entry, "place": place, "reason": reason, "payload": payload}
         )
 
-    @staticmethod
-    def _set_aside(connection: psycopg.Connection[Any], event: Queued, reason: str) -> None:
-        connection.execute(
-            _REJECT,
-            {
-                "entry": event.entry,
-                "place": event.place,
-                "reason": reason,
-                "payload": event.payload,
-            },
+    def rejected(self, number: int | None) -> list[tuple[int, int, bytes]]:
+        """What was set aside, or one of it: id, place, payload."""
+        return self._connected().execute(_REJECTED, {"number": number}).fetchall()
+
+    def forget(self, number: int) -> None:
+        """Drop what was set aside under this id."""
+        self._connected().execute(
+            "DELETE FROM usage_rejected WHERE id = %(number)s", {"number": number}
         )
 
     @staticmethod
@@ -195,6 +212,3 @@ class UsageStore:
                     copy.write_row(row)
             cursor.execute(_COUNT)
             return cursor.rowcount
-
-
-_ANOTHER = "another event of this tenant has the same id"
