@@ -310,6 +310,43 @@ def test_poison_is_set_aside_and_replayed(
     assert rejected(clean) == []
 
 
+def test_fault_of_all_events_is_none_of_theirs(
+    client: FlaskClient, clean: Backends, worker: Processor
+) -> None:
+    """UT-2: a table that is missing or closed leaves the events where they are."""
+    client.post("/api/usage/events", json={"events": [event(), event()]})
+    for break_, mend in (
+        ("REVOKE INSERT ON usage_event_ids FROM app", "GRANT INSERT ON usage_event_ids TO app"),
+        (
+            "ALTER TABLE usage_event_ids RENAME TO elsewhere",
+            "ALTER TABLE elsewhere RENAME TO usage_event_ids",
+        ),
+    ):
+        with clean.connect() as connection:
+            connection.execute(break_)
+        runner = threading.Thread(target=worker.run)
+        runner.start()
+        try:
+            time.sleep(2.5)
+            assert runner.is_alive()
+            assert rejected(clean) == []
+            assert clean.queue_client().xlen(queue.STREAM) == 1
+        finally:
+            worker.stop()
+            runner.join()
+            worker._stopping.clear()
+            with clean.connect() as connection:
+                connection.execute(mend)
+    runner = threading.Thread(target=worker.run)
+    runner.start()
+    try:
+        wait_for("both are counted", lambda: len(counted(clean)) == 2)
+    finally:
+        worker.stop()
+        runner.join()
+    assert rejected(clean) == []
+
+
 def test_what_nobody_can_read(clean: Backends, worker: Processor) -> None:
     """UT-2: foreign entries, and foreign events in an entry, are set aside with their reason."""
     redis = clean.queue_client()

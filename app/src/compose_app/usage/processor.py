@@ -77,7 +77,7 @@ class Processor:
         while not self._stopping.is_set():
             try:
                 self.step()
-            except (redis.RedisError, psycopg.OperationalError, psycopg.InterfaceError) as error:
+            except (redis.RedisError, psycopg.Error) as error:
                 if not down:
                     _log.warning("dependency lost", error=str(error).strip())
                 down = self._unfinished = True

@@ -152,6 +152,8 @@ class UsageStore:
         Raises:
             psycopg.OperationalError, psycopg.InterfaceError: the server does not answer; nothing,
                 or everything, has happened.
+            psycopg.ProgrammingError: a table is missing or closed, which is no event's fault;
+                nothing has happened.
         """
         connection = self._connected()
         rows: dict[uuid.UUID, tuple[Any, ...]] = {}
@@ -172,7 +174,7 @@ class UsageStore:
                     unfit.append((by_position[position], _ANOTHER))
                 for event, reason in unfit:
                     self.set_aside(event.entry, event.place, event.payload, reason)
-        except (psycopg.OperationalError, psycopg.InterfaceError):
+        except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.ProgrammingError):
             raise
         except psycopg.Error as error:
             return self._halves(events, error)
