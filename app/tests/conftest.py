@@ -249,8 +249,8 @@ def clean(backends: Backends) -> Backends:
     """The services, empty."""
     with backends.connect() as connection:
         connection.execute(
-            "TRUNCATE items, coupons, claims, users, usage_events, usage_event_ids, usage_rejected"
-            " RESTART IDENTITY"
+            "TRUNCATE items, coupons, claims, users, usage_events, usage_event_ids, usage_rejected,"
+            " usage_changes, usage_minutes, usage_hours, usage_days RESTART IDENTITY"
         )
     backends.client().flushdb()
     backends.queue_client().delete("usage-events")

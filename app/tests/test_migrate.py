@@ -44,11 +44,13 @@ def names(backends: Backends) -> list[str]:
 def empty(clean: Backends) -> Backends:
     """The database as it is before the first migration."""
     with clean.connect() as connection:
-        connection.execute("DROP TABLE usage_events")  # a hypertable goes alone
+        for hypertable in ("usage_events", "usage_minutes", "usage_hours"):
+            connection.execute(f"DROP TABLE {hypertable}")  # each goes alone
         connection.execute(
             "DROP TABLE items, claims, coupons, users, usage_event_ids, usage_rejected,"
-            " alembic_version"
+            " usage_changes, usage_days, alembic_version"
         )
+        connection.execute("DROP FUNCTION note_usage_changes, drop_usage_chunks")
     return clean
 
 

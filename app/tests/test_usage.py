@@ -24,11 +24,18 @@ from hypothesis import strategies as st
 
 from compose_app import dependencies
 from compose_app.config import ProcessorSettings
+from compose_app.loop import Loop
 from compose_app.usage import processor, queue, replay
 from compose_app.usage.processor import Processor
 from compose_app.usage.store import Queued
 from conftest import SRC, Backends, StartGunicorn, wait_for
 
+KEEP = {
+    "USAGE_LATE_DAYS": "35",
+    "USAGE_EVENTS_KEEP_DAYS": "90",
+    "USAGE_MINUTES_KEEP_DAYS": "90",
+    "USAGE_HOURS_KEEP_DAYS": "730",
+}
 NOW = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
 
 
@@ -48,15 +55,15 @@ def problem(answer: Any) -> tuple[int, str]:
 
 
 @pytest.fixture
-def worker(clean: Backends, tmp_path: Path) -> Iterator[Processor]:
+def worker(clean: Backends) -> Iterator[Processor]:
     clients = processor.connect(ProcessorSettings.from_environ(clean.environ))
-    yield Processor(*clients, "one", tmp_path / "alive")
+    yield Processor(*clients, "one")
     clients[0].close()
     clients[1].close()
 
 
 def drain(worker: Processor) -> None:
-    while worker.step():
+    while worker.batch():
         pass
 
 
@@ -169,7 +176,7 @@ BAD: list[tuple[str, list[Any]]] = [
             *(None, 1, "", "now", "2026-11-01", "2026-11-01T00:00:00", "2026-W01-1T00:00:00Z"),
             *("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "2026-13-01T00:00:00Z"),
             (NOW + datetime.timedelta(hours=2)).isoformat(),
-            (NOW - datetime.timedelta(days=366)).isoformat(),
+            (NOW - datetime.timedelta(days=36)).isoformat(),
             "2026-11-01T00:00:00\N{ARABIC-INDIC DIGIT ONE}Z",
         ],
     ),
@@ -311,7 +318,7 @@ def test_poison_is_set_aside_and_replayed(
 
 
 def test_fault_of_all_events_is_none_of_theirs(
-    client: FlaskClient, clean: Backends, worker: Processor
+    client: FlaskClient, clean: Backends, worker: Processor, tmp_path: Path
 ) -> None:
     """UT-2: a table that is missing or closed leaves the events where they are."""
     client.post("/api/usage/events", json={"events": [event(), event()]})
@@ -324,7 +331,8 @@ def test_fault_of_all_events_is_none_of_theirs(
     ):
         with clean.connect() as connection:
             connection.execute(break_)
-        runner = threading.Thread(target=worker.run)
+        turning = Loop(worker, "processor", tmp_path)
+        runner = threading.Thread(target=turning.run)
         runner.start()
         try:
             time.sleep(2.5)
@@ -332,17 +340,17 @@ def test_fault_of_all_events_is_none_of_theirs(
             assert rejected(clean) == []
             assert clean.queue_client().xlen(queue.STREAM) == 1
         finally:
-            worker.stop()
+            turning.stop()
             runner.join()
-            worker._stopping.clear()
             with clean.connect() as connection:
                 connection.execute(mend)
-    runner = threading.Thread(target=worker.run)
+    turning = Loop(worker, "processor", tmp_path)
+    runner = threading.Thread(target=turning.run)
     runner.start()
     try:
         wait_for("both are counted", lambda: len(counted(clean)) == 2)
     finally:
-        worker.stop()
+        turning.stop()
         runner.join()
     assert rejected(clean) == []
 
@@ -384,10 +392,10 @@ def test_committed_and_not_acknowledged(
             [Queued(entry.decode(), n, e) for n, e in enumerate(queue.decode(fields[queue.FIELD]))]
         )
     assert len(rejected(clean)) == 1
-    assert worker.step() == 0, "too early"
+    assert worker.batch() == 0, "too early"
     monkeypatch.setattr(processor, "IDLE", 0)
     worker._claimed_at = 0.0
-    assert worker.step() == 2
+    assert worker.batch() == 2
     assert counted(clean) == [("acme", "requests", "one", 1.0)]
     assert len(rejected(clean)) == 1
     assert redis.xlen(queue.STREAM) == 0
@@ -425,12 +433,20 @@ def test_first_one_counts(
     assert got == first
 
 
-def _start(backends: Backends, run_dir: Path) -> subprocess.Popen[bytes]:
+def added(backends: Backends) -> int:
+    """Events that are in the roll-ups."""
+    with backends.connect() as connection:
+        row = connection.execute("SELECT sum(events) FROM usage_days").fetchone()
+        return int(row[0] or 0) if row else 0
+
+
+def _start(backends: Backends, run_dir: Path, command: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "compose_app", "processor"],
+        [sys.executable, "-m", "compose_app", command],
         env={
             **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
             **backends.environ,
+            **KEEP,
             "PYTHONPATH": str(SRC),
             "METRICS_PORT": "0",
             "API_RUN_DIR": str(run_dir),
@@ -440,7 +456,9 @@ def _start(backends: Backends, run_dir: Path) -> subprocess.Popen[bytes]:
 
 
 def test_killed_at_random(gunicorn: StartGunicorn, clean: Backends, tmp_path: Path) -> None:
-    """UT-2: killed ten times under load, nothing acknowledged is lost, nothing counts twice.
+    """UT-2, UT-4: killed ten times under load, nothing acknowledged is lost or counts twice.
+
+    Neither in the events nor in the roll-ups; the aggregator is killed as often as the processor.
 
     Clients that hear no 202 send the same again, as clients do.
     """
@@ -465,25 +483,35 @@ def test_killed_at_random(gunicorn: StartGunicorn, clean: Backends, tmp_path: Pa
     worked = 0
     try:
         for _ in range(kills):
-            running = _start(clean, tmp_path)
-            before = len(counted(clean))
-            wait_for("progress", lambda seen=before: len(counted(clean)) > seen)  # type: ignore[misc]
-            time.sleep(draw.uniform(0, 0.3))
-            worked += running.poll() is None
-            running.send_signal(signal.SIGKILL)
-            running.wait()
+            running = [_start(clean, tmp_path, each) for each in ("processor", "aggregator")]
+            before = len(counted(clean)), added(clean)
+            wait_for(
+                "progress",
+                lambda seen=before: len(counted(clean)) > seen[0] and added(clean) > seen[1],  # type: ignore[misc]
+            )
+            for process in draw.sample(running, 2):
+                time.sleep(draw.uniform(0, 0.3))
+                worked += process.poll() is None
+                process.send_signal(signal.SIGKILL)
+                process.wait()
     finally:
         stop.set()
         for sender in senders:
             sender.join()
-    assert worked == kills
-    running = _start(clean, tmp_path)
+    assert worked == 2 * kills
+    running = [_start(clean, tmp_path, each) for each in ("processor", "aggregator")]
     try:
         wait_for("an empty queue", lambda: clean.queue_client().xlen(queue.STREAM) == 0, seconds=90)
+        wait_for("roll-ups", lambda: added(clean) >= len(counted(clean)))
     finally:
-        running.send_signal(signal.SIGTERM)
-        assert running.wait(20) == 0
+        for process in running:
+            process.send_signal(signal.SIGTERM)
+        assert [process.wait(20) for process in running] == [0, 0]
     got = counted(clean)
     assert len(got) == len({row[2] for row in got}), "counted twice"
     assert {row[2]: row[3] for row in got} == accepted
     assert rejected(clean) == []
+    with clean.connect() as connection:
+        for table in ("usage_minutes", "usage_hours", "usage_days"):
+            sums = f"SELECT sum(events), sum(quantity) FROM {table}"
+            assert connection.execute(sums).fetchone() == (len(got), sum(row[3] for row in got))

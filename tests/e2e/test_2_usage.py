@@ -1,4 +1,4 @@
-"""UT-1, UT-2: usage events from the public address to the hypertable."""
+"""UT-1, UT-2, UT-4: usage events from the public address to the hypertable and its roll-ups."""
 
 from __future__ import annotations
 
@@ -43,22 +43,27 @@ def send(stack: Stack, items: list[dict[str, Any]]) -> None:
     assert answer.json() == {"accepted": len(items)}
 
 
-def counted(stack: Stack, tenant: str) -> int:
-    query = f"SELECT count(*) FROM usage_events WHERE tenant = '{tenant}'"
+ROLLUPS = ("usage_minutes", "usage_hours", "usage_days")
+
+
+def counted(stack: Stack, tenant: str, table: str = "usage_events") -> int:
+    what = "sum(events)" if table in ROLLUPS else "count(*)"
+    query = f"SELECT coalesce({what}, 0) FROM {table} WHERE tenant = '{tenant}'"
     psql = ("psql", "-h", "/run/postgresql", "-U", "postgres", "-d", "app", "-XAtc")
     return int(stack.execute("postgres", *psql, query))
 
 
 def test_largest_batch_is_counted(stack: Stack) -> None:
-    """UT-1, UT-2: ten thousand events at once, as one request through nginx."""
+    """UT-1, UT-2, UT-4: ten thousand events at once, as one request through nginx."""
     tenant = f"t-{uuid.uuid4().hex}"
     send(stack, events(tenant, 10_000))
-    wait_for("all are counted", lambda: counted(stack, tenant) == 10_000, 60, 0.5)
+    for table in ("usage_events", *ROLLUPS):
+        wait_for(f"all in {table}", lambda t=table: counted(stack, tenant, t) == 10_000, 60, 0.5)  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("service", ["processor", "redis-queue", "postgres"])
+@pytest.mark.parametrize("service", ["processor", "aggregator", "redis-queue", "postgres"])
 def test_killed_with_events_in_the_queue(stack: Stack, service: str) -> None:
-    """UT-2: accepted before a kill, counted after it, once; what is sent again changes nothing."""
+    """UT-2, UT-4: accepted before a kill, counted after it, once; sending again changes nothing."""
     tenant = f"t-{uuid.uuid4().hex}"
     first, second = events(tenant, 4000), events(tenant, 4000)
     container = stack.one(service)["Id"]
@@ -73,3 +78,5 @@ def test_killed_with_events_in_the_queue(stack: Stack, service: str) -> None:
     send(stack, events(tenant, 1))  # the last in the queue: whatever is counted twice came before
     wait_for("the newest is counted", lambda: counted(stack, tenant) > 8000, 60, 0.5)
     assert counted(stack, tenant) == 8001
+    for table in ROLLUPS:
+        wait_for(f"all in {table}", lambda t=table: counted(stack, tenant, t) == 8001, 60, 0.5)  # type: ignore[misc]

@@ -321,13 +321,7 @@ def stopped_processor(world: World) -> Iterator[None]:
     ENGINE.run("docker", "start", processor)
 
 
-@fault(
-    "usage events may no longer be counted, and more come",
-    Expected("UsageBacklogOld", "warning", shows=300),
-    after=("full_queue",),
-)
-def closed_usage(world: World) -> Iterator[None]:
-    world.psql("REVOKE INSERT ON usage_event_ids FROM app")
+def _report_usage(world: World) -> None:
     event = {
         "event_id": f"prove-{time.time_ns()}",
         "tenant": "prove",
@@ -337,6 +331,16 @@ def closed_usage(world: World) -> Iterator[None]:
     }
     answer = world.stack.site.patiently("POST", "/api/usage/events", json=event)
     assert answer.status_code == 202, answer.text
+
+
+@fault(
+    "usage events may no longer be counted, and more come",
+    Expected("UsageBacklogOld", "warning", shows=300),
+    after=("full_queue",),
+)
+def closed_usage(world: World) -> Iterator[None]:
+    world.psql("REVOKE INSERT ON usage_event_ids FROM app")
+    _report_usage(world)
     yield
     world.psql("GRANT INSERT ON usage_event_ids TO app")
 
@@ -351,6 +355,30 @@ def foreign_usage(world: World) -> Iterator[None]:
     world.redis("queue").xadd("usage-events", {"foreign": "1"})
     yield
     world.psql("DELETE FROM usage_rejected")
+
+
+@fault(
+    "the aggregator of usage is stopped",
+    Expected("UsageAggregatorDown", "warning"),
+    after=("closed_rollups",),
+)
+def stopped_aggregator(world: World) -> Iterator[None]:
+    aggregator = world.stack.one("aggregator")["Id"]
+    ENGINE.run("docker", "stop", aggregator)
+    yield
+    ENGINE.run("docker", "start", aggregator)
+
+
+@fault(
+    "usage may no longer be rolled up, and more is counted",
+    Expected("UsageRollupOld", "warning", shows=300),
+    after=("closed_usage", "full_queue"),
+)
+def closed_rollups(world: World) -> Iterator[None]:
+    world.psql("REVOKE UPDATE ON usage_days FROM app")
+    _report_usage(world)
+    yield
+    world.psql("GRANT UPDATE ON usage_days TO app")
 
 
 def _writes(client: Any) -> bool:

@@ -39,7 +39,7 @@ def build_app(settings: Settings) -> Api:
     app.register_api(birthdays.blueprint(UserStore(database)))
     app.register_api(cache.blueprint(CacheStore(redis)))
     if queue and settings.usage_events:
-        app.register_api(usage.blueprint(UsageQueue(queue)))
+        app.register_api(usage.blueprint(UsageQueue(queue), settings.usage_late_days))
     app.register_api(health.blueprint(database, caches))
     app.register_blueprint(docs.blueprint(app))
     if settings.operator_password:

@@ -14,6 +14,7 @@ check-config   check the environment and name every problem
 migrate        bring the database schema up to date; with API_SEED_DEMO_DATA=1 add demo items
 pending        print the revisions that `migrate` would apply, a line each, and apply none
 processor      move usage events from the queue into the database, until told to stop
+aggregator     keep the roll-ups of usage events right, and drop what is old, until told to stop
 replay ID      queue usage events that were set aside once more; ID is a number, or `all`
 smoke          do what a client does, on the database and the Redis of the environment
 healthcheck    ask this container's own application for its health
@@ -35,6 +36,8 @@ def main() -> int:
             return _configured(_pending)
         case ["processor"]:
             return _configured(_processor)
+        case ["aggregator"]:
+            return _configured(_aggregator)
         case ["replay", number] if number == "all" or number.isdecimal():
             return _configured(lambda: _replay(number))
         case ["smoke"]:
@@ -91,6 +94,13 @@ def _processor() -> int:
     from compose_app.usage import processor
 
     return processor.main(ProcessorSettings.from_environ())
+
+
+def _aggregator() -> int:
+    from compose_app.config import AggregatorSettings
+    from compose_app.usage import aggregator
+
+    return aggregator.main(AggregatorSettings.from_environ())
 
 
 def _replay(number: str) -> int:

@@ -146,6 +146,8 @@ class Settings(_Environ):
     redis_queue_password: SecretFromFile | None = Field(None, alias="REDIS_QUEUE_PASSWORD_FILE")
     usage_events: bool = Field(False, alias="API_USAGE_EVENTS")
     """Whether usage events are accepted: somebody must be there to count them."""
+    usage_late_days: int = Field(35, alias="USAGE_LATE_DAYS", ge=1)
+    """How many days ago the oldest usage event that is accepted may have been."""
     operator_password: SecretFromFile | None = Field(None, alias="OPERATOR_PASSWORD_FILE")
     """Of the user `operator`, who may see /status; absent, there is no such page."""
     prometheus_url: HttpUrl | None = Field(None, alias="PROMETHEUS_URL")
@@ -169,20 +171,42 @@ class MigrationSettings(_Environ):
     seed_demo_data: bool = Field(False, alias="API_SEED_DEMO_DATA")
 
 
-class ProcessorSettings(_Environ):
-    """What `compose-app processor` needs."""
+class ProcessSettings(_Environ):
+    """What every process beside the API needs."""
 
     log_level: LogLevel = Field("info", alias="API_LOG_LEVEL")
     database_url: PostgresUrl = Field(alias="DATABASE_URL")
     database_password: SecretFromFile = Field(alias="DATABASE_PASSWORD_FILE")
-    redis_queue_url: RedisUrl = Field(alias="REDIS_QUEUE_URL")
-    redis_queue_password: SecretFromFile = Field(alias="REDIS_QUEUE_PASSWORD_FILE")
     metrics_port: int = Field(9100, alias="METRICS_PORT", ge=0, le=65535)
     """TCP port of the metrics listener; 0 turns it off."""
     metrics_host: str | None = Field(None, alias="METRICS_HOST")
     """Name in the network whose address the metrics listener binds; absent, loopback."""
     run_dir: Path = Field(Path("/tmp"), alias="API_RUN_DIR")  # noqa: S108 - the container's own
-    """Where the processor notes that it is alive, for the health check."""
+    """Where the process notes that it is alive, for the health check."""
+
+
+class ProcessorSettings(ProcessSettings):
+    """What `compose-app processor` needs."""
+
+    redis_queue_url: RedisUrl = Field(alias="REDIS_QUEUE_URL")
+    redis_queue_password: SecretFromFile = Field(alias="REDIS_QUEUE_PASSWORD_FILE")
+
+
+class AggregatorSettings(ProcessSettings):
+    """What `compose-app aggregator` needs: how long usage is kept, by its own time, in days."""
+
+    late_days: int = Field(alias="USAGE_LATE_DAYS", ge=1)
+    events_keep_days: int = Field(alias="USAGE_EVENTS_KEEP_DAYS", ge=1)
+    minutes_keep_days: int = Field(alias="USAGE_MINUTES_KEEP_DAYS", ge=1)
+    hours_keep_days: int = Field(alias="USAGE_HOURS_KEEP_DAYS", ge=1)
+
+    @model_validator(mode="after")
+    def _late_events_find_their_place(self) -> Self:
+        if self.late_days >= min(
+            self.events_keep_days, self.minutes_keep_days, self.hours_keep_days
+        ):
+            raise ValueError("USAGE_LATE_DAYS must be less than each of USAGE_*_KEEP_DAYS")
+        return self
 
 
 def check(environ: Mapping[str, str] | None = None) -> None:

@@ -297,6 +297,10 @@ RULES = [
         ["stack_services has usage but not api"],
     ),
     (
+        {"usage_late_days": 90},
+        ["usage_late_days is 90, and usage is kept for 90 days as events, 90 by minute"],
+    ),
+    (
         {"stack_services": ["redis", "api", "usage"]},
         ["stack_services has api and usage but not postgres"],
     ),
@@ -306,7 +310,10 @@ RULES = [
 @pytest.mark.parametrize(
     ("variables", "causes"),
     RULES,
-    ids=["many", "others", "settings", "monitoring", "logging", "alloy", "usage", "no database"],
+    ids=[
+        *("many", "others", "settings", "monitoring", "logging", "alloy", "usage", "late usage"),
+        "no database",
+    ],
 )
 def test_rules(good: dict[str, Any], variables: dict[str, Any], causes: list[str]) -> None:
     """Bad input that no single variable's type can tell."""
@@ -366,7 +373,7 @@ def test_what_the_rules_let_pass(good: dict[str, Any], variables: dict[str, Any]
 
 def test_every_rule_has_a_case() -> None:
     table = yaml.safe_load((ROOT / "roles" / "preflight" / "vars" / "main.yml").read_text())
-    assert len(table["_preflight_rules"]) == 25
+    assert len(table["_preflight_rules"]) == 26
 
 
 def test_python_on_the_host_is_what_the_modules_are_checked_for() -> None:

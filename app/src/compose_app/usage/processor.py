@@ -7,20 +7,15 @@ had been committed already counts no second time.
 
 from __future__ import annotations
 
-import signal
 import socket
-import threading
 import time
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import psycopg
 import redis
 import structlog
-from prometheus_client import Counter, Gauge, Histogram, start_http_server
+from prometheus_client import Counter, Gauge, Histogram
 
-from compose_app import logging, metrics_server
+from compose_app import loop
 from compose_app.config import ProcessorSettings
 from compose_app.usage.queue import FIELD, GROUP, STREAM, Undecodable, decode
 from compose_app.usage.store import WHOLE, Queued, UsageStore
@@ -35,10 +30,6 @@ CLAIM_INTERVAL = 15.0
 """Seconds between looks for such entries."""
 TIMEOUT = 5.0
 """Seconds to wait for an answer of Redis beyond BLOCK."""
-RETRY = 1.0
-"""Seconds before the next attempt when a server does not answer."""
-ALIVE = "compose-app.processor"
-"""File whose time says that the loop turns; not there before the first turn that succeeded."""
 
 _log = structlog.get_logger("compose_app.processor")
 
@@ -55,44 +46,27 @@ Entry = tuple[bytes, dict[bytes, bytes]]
 
 
 class Processor:
-    """Works until `stop`; one thread."""
+    """Work of a loop."""
 
-    def __init__(self, queue: redis.Redis, store: UsageStore, name: str, alive: Path) -> None:
+    def __init__(self, queue: redis.Redis, store: UsageStore, name: str) -> None:
         """Take the name by which the queue tells processors apart."""
         self._queue = queue
         self._store = store
         self._name = name
-        self._alive = alive
-        self._stopping = threading.Event()
         self._claimed_at = 0.0
         self._unfinished = True
 
-    def stop(self) -> None:
-        """Have `run` return after the batch in hand."""
-        self._stopping.set()
+    def step(self) -> float:
+        """Process one batch, waiting up to BLOCK for it."""
+        self.batch()
+        return 0
 
-    def run(self) -> None:
-        """Process until told to stop; what fails for want of a server is tried again."""
-        down = working = False
-        while not self._stopping.is_set():
-            try:
-                self.step()
-            except (redis.RedisError, psycopg.Error) as error:
-                if not down:
-                    _log.warning("dependency lost", error=str(error).strip())
-                down = self._unfinished = True
-                self._store.close()
-                self._stopping.wait(RETRY)
-            else:
-                if down:
-                    _log.info("dependency back")
-                down = False
-                working = True
-            if working:
-                self._alive.touch()
-        self._leave()
+    def lost(self) -> None:
+        """Look again at what is in hand, on another connection to the database."""
+        self._unfinished = True
+        self._store.close()
 
-    def step(self) -> int:
+    def batch(self) -> int:
         """Process one batch, waiting up to BLOCK for it; return how many entries it had."""
         self._measure()
         try:
@@ -166,7 +140,7 @@ class Processor:
         born = int(first[0][0].split(b"-")[0]) / 1000 if first else time.time()
         OLDEST.set(max(0.0, time.time() - born))
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
         """Take the name back, unless something is in hand under it.
 
         Nobody takes back another's: what that one reads meanwhile would be in nobody's hand.
@@ -202,24 +176,8 @@ def main(settings: ProcessorSettings) -> int:
     Returns:
         0.
     """
-    logging.configure(settings.log_level)
-    if settings.metrics_port:
-        host = settings.metrics_host
-        address = metrics_server.own_address(host) if host else metrics_server.LOOPBACK
-        start_http_server(settings.metrics_port, address)
     for outcome in ("new", "repeated", "rejected"):
         EVENTS.labels(outcome)  # from 0 on: an increase to 1 must show
-    queue, store = connect(settings)
     # Of the container: after a restart it goes on with what it had in hand.
-    name = socket.gethostname()
-    processor = Processor(queue, store, name, settings.run_dir / ALIVE)
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        processor.stop()
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    _log.info("processor started", name=name)
-    processor.run()
-    _log.info("processor stopped", name=name)
-    return 0
+    processor = Processor(*connect(settings), socket.gethostname())
+    return loop.main(processor, "processor", settings)

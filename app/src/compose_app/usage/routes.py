@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from uuid import UUID
 
 from flask import Response
@@ -43,8 +44,22 @@ def _each_once(events: list[Event]) -> list[Event]:
     return list(first.values())
 
 
-def blueprint(queue: UsageQueue) -> Blueprint:
-    """The operations on usage events."""
+def _refuse_late(events: list[Event], days: int) -> None:
+    earliest = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=days)
+    faults = [
+        {
+            "location": ["body", "events", place, "time"],
+            "message": f"must not be more than {days} days ago",
+        }
+        for place, event in enumerate(events)
+        if event.time < earliest
+    ]
+    if faults:
+        raise ProblemError(errors.INVALID, "The body is not valid.", faults)
+
+
+def blueprint(queue: UsageQueue, late_days: int) -> Blueprint:
+    """The operations on usage events, of which those late by more are refused."""
     api = Blueprint("usage", __name__, abp_tags=[Tag(name="usage")])
 
     @api.post(
@@ -62,6 +77,7 @@ def blueprint(queue: UsageQueue) -> Blueprint:
         Counted soon afterwards, each once, however often it is sent. An event that differs from an
         earlier one with its id is set aside.
         """
+        _refuse_late(body.events, late_days)
         events = _each_once(body.events)
         queue.add(
             [

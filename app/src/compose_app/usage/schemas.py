@@ -19,7 +19,6 @@ MAX_EVENTS = 10_000
 MAX_BYTES = 8 * 1024 * 1024
 """Of a body that is unpacked; on the way it is MAX_BODY at most, as any other."""
 MAX_QUANTITY = 1_000_000_000
-OLDEST = datetime.timedelta(days=365)
 AHEAD = datetime.timedelta(hours=1)
 """How far a client's clock may be ahead of ours."""
 NDJSON = "application/x-ndjson"
@@ -37,10 +36,7 @@ def _moment(value: object) -> datetime.datetime:
         moment = datetime.datetime.fromisoformat(value).astimezone(datetime.UTC)
     except (ValueError, OverflowError):
         raise ValueError("must be a moment such as 2026-01-31T12:00:00Z") from None
-    now = datetime.datetime.now(datetime.UTC)
-    if moment < now - OLDEST:
-        raise ValueError(f"must not be more than {OLDEST.days} days ago")
-    if moment > now + AHEAD:
+    if moment > datetime.datetime.now(datetime.UTC) + AHEAD:
         raise ValueError("must not be more than an hour in the future")
     return moment
 
@@ -85,8 +81,9 @@ class Event(BaseModel):
         datetime.datetime,
         BeforeValidator(_moment),
         Field(
-            description="When, RFC 3339 with an offset: 365 days ago at most, and no more than an "
-            "hour ahead. It belongs to the event: it stays the same when the event is sent again.",
+            description="When, RFC 3339 with an offset: no longer ago than late events are taken, "
+            "35 days by default, and no more than an hour ahead. It belongs to the event: it stays "
+            "the same when the event is sent again.",
             examples=["2026-01-31T12:00:00Z"],
         ),
     ]

@@ -1,0 +1,141 @@
+"""Usage by minute, hour and day of UTC.
+
+Whatever counts an event notes in the same transaction, by a trigger, what that adds to its minute.
+Those notes are taken away and added to the roll-ups in one statement: they are in there once, come
+late what may, and the events themselves need not be there any more.
+"""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any, LiteralString
+
+import psycopg
+
+from compose_app.db import conninfo
+
+PORTION = 50_000
+"""Notes, each of a minute of one tenant's metric, added at once."""
+STATEMENT_TIMEOUT = 30_000
+"""Milliseconds after which the server cancels a statement."""
+LOCK_TIMEOUT = 5_000
+"""Milliseconds to wait for a lock: dropping chunks wants one that queries would wait behind."""
+_LOCK = 0x7573616765
+"""Key of the advisory lock that whoever adds holds."""
+
+_ADD = """
+WITH taken AS (
+    DELETE FROM usage_changes
+    WHERE id IN (SELECT id FROM usage_changes ORDER BY id LIMIT %(portion)s)
+    RETURNING tenant, metric, minute, quantity, events
+), minutes AS (
+    SELECT tenant, metric, minute AS bucket, sum(quantity) AS quantity, sum(events) AS events
+    FROM taken GROUP BY tenant, metric, minute
+), hours AS (
+    SELECT tenant, metric, date_trunc('hour', bucket, 'UTC') AS bucket,
+        sum(quantity) AS quantity, sum(events) AS events
+    FROM minutes GROUP BY tenant, metric, date_trunc('hour', bucket, 'UTC')
+), days AS (
+    SELECT tenant, metric, date_trunc('day', bucket, 'UTC') AS bucket,
+        sum(quantity) AS quantity, sum(events) AS events
+    FROM hours GROUP BY tenant, metric, date_trunc('day', bucket, 'UTC')
+), added_to_minutes AS (
+    INSERT INTO usage_minutes (tenant, metric, bucket, quantity, events)
+    SELECT tenant, metric, bucket, quantity, events FROM minutes
+    ON CONFLICT (tenant, metric, bucket) DO UPDATE
+    SET quantity = usage_minutes.quantity + excluded.quantity,
+        events = usage_minutes.events + excluded.events
+), added_to_hours AS (
+    INSERT INTO usage_hours (tenant, metric, bucket, quantity, events)
+    SELECT tenant, metric, bucket, quantity, events FROM hours
+    ON CONFLICT (tenant, metric, bucket) DO UPDATE
+    SET quantity = usage_hours.quantity + excluded.quantity,
+        events = usage_hours.events + excluded.events
+), added_to_days AS (
+    INSERT INTO usage_days (tenant, metric, bucket, quantity, events)
+    SELECT tenant, metric, bucket, quantity, events FROM days
+    ON CONFLICT (tenant, metric, bucket) DO UPDATE
+    SET quantity = usage_days.quantity + excluded.quantity,
+        events = usage_days.events + excluded.events
+)
+SELECT count(*) FROM taken
+"""
+_OLDEST = """
+SELECT coalesce(extract(epoch FROM clock_timestamp() - changed_at), 0)::float
+FROM usage_changes ORDER BY id LIMIT 1
+"""
+_FORGET_IDS = """
+DELETE FROM usage_event_ids WHERE id IN (
+    SELECT id FROM usage_event_ids WHERE time < %(before)s ORDER BY time LIMIT %(portion)s
+)
+"""
+
+
+class RollupStore:
+    """The aggregator's connection to PostgreSQL. It is the aggregator who tries again."""
+
+    def __init__(self, url: str, password: str) -> None:
+        self._conninfo = conninfo(
+            url,
+            password,
+            application_name="compose-app aggregator",
+            options=f"-c statement_timeout={STATEMENT_TIMEOUT} -c lock_timeout={LOCK_TIMEOUT}"
+            " -c timezone=UTC",
+        )
+        self._connection: psycopg.Connection[Any] | None = None
+
+    def _connected(self) -> psycopg.Connection[Any]:
+        if self._connection is None or self._connection.closed:
+            self._connection = psycopg.connect(self._conninfo, autocommit=True)
+        return self._connection
+
+    def close(self) -> None:
+        """Close the connection; the next call opens another."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def add(self) -> int | None:
+        """Add to the roll-ups what has been counted since, PORTION notes at most.
+
+        Returns:
+            How many notes that were; None when another aggregator is at it.
+
+        Raises:
+            psycopg.Error: nothing, or all of it, has happened.
+        """
+        connection = self._connected()
+        with connection.transaction():
+            if not self._value("SELECT pg_try_advisory_xact_lock(%(key)s)", key=_LOCK):
+                return None
+            return int(self._value(_ADD, portion=PORTION))
+
+    def oldest(self) -> float:
+        """Seconds since the oldest event that is in no roll-up was counted; 0 without one.
+
+        Raises:
+            psycopg.Error: the server does not answer.
+        """
+        return float(self._value(_OLDEST) or 0)
+
+    def drop_chunks(self, hypertable: str, before: datetime.datetime) -> int:
+        """Drop whole chunks of a table of usage; return how many.
+
+        Raises:
+            psycopg.Error: none is dropped.
+        """
+        statement: LiteralString = "SELECT drop_usage_chunks(%(hypertable)s, %(before)s)"
+        return int(self._value(statement, hypertable=hypertable, before=before))
+
+    def forget_ids(self, before: datetime.datetime, portion: int) -> int:
+        """Forget ids of events before a moment, no more than a portion of them; return how many.
+
+        Raises:
+            psycopg.Error: none is forgotten.
+        """
+        parameters = {"before": before, "portion": portion}
+        return self._connected().execute(_FORGET_IDS, parameters).rowcount
+
+    def _value(self, statement: LiteralString, **parameters: Any) -> Any:
+        row = self._connected().execute(statement, parameters).fetchone()
+        return row[0] if row else None
