@@ -75,9 +75,11 @@ releases: controller ## the releases that are kept, and what their switches cost
 	@$(playbook) playbooks/releases.yml
 
 .PHONY: scale
-scale: controller ## as many containers of the API as API=3 says; the inventory's api_scale keeps it
-	@$(if $(API),,echo 'Say how many: make scale API=3' >&2; exit 2;) \
-	  $(playbook) playbooks/site.yml --extra-vars '{"api_scale": $(API)}'
+scale: controller ## as many containers as API=3 QUERY=2 PROCESSOR=2 say; the inventory keeps it
+	@$(if $(API)$(QUERY)$(PROCESSOR),,echo 'Say how many: make scale API=3 QUERY=2 PROCESSOR=2' >&2; exit 2;) \
+	  $(playbook) playbooks/site.yml $(if $(API),--extra-vars '{"api_scale": $(API)}') \
+	    $(if $(QUERY),--extra-vars '{"usage_query_scale": $(QUERY)}') \
+	    $(if $(PROCESSOR),--extra-vars '{"usage_processor_scale": $(PROCESSOR)}')
 
 .PHONY: maintenance
 maintenance: controller ## `make maintenance on` answers 503 to all but operators, `off` ends it

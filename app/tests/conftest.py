@@ -29,7 +29,7 @@ from compose_app.app import build_app
 from compose_app.config import MigrationSettings, Settings
 from compose_app.openapi import Api
 
-OWNER, APP = "owner-password", "app-password"
+OWNER, APP, READER = "owner-password", "app-password", "query-password"
 CACHE, QUEUE = "cache-password", "queue-password"
 SRC = Path(__file__).parents[1] / "src"
 
@@ -46,11 +46,12 @@ grep -q 'host all' "$PGDATA/pg_hba.conf.done" 2>/dev/null || {{
   psql -q -h /tmp -U postgres -v ON_ERROR_STOP=1 <<'SQL'
 CREATE ROLE app_owner LOGIN PASSWORD '{OWNER}';
 CREATE ROLE app LOGIN PASSWORD '{APP}';
+CREATE ROLE app_query LOGIN PASSWORD '{READER}';
 CREATE DATABASE app OWNER app_owner;
 \\connect app
 CREATE EXTENSION timescaledb;
 ALTER SCHEMA public OWNER TO app_owner;
-GRANT USAGE ON SCHEMA public TO app;
+GRANT USAGE ON SCHEMA public TO app, app_query;
 ALTER DEFAULT PRIVILEGES FOR ROLE app_owner IN SCHEMA public
   GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO app;
 ALTER DEFAULT PRIVILEGES FOR ROLE app_owner IN SCHEMA public
@@ -203,7 +204,13 @@ class Backends:
 
 
 def _backends(secrets: Path) -> Iterator[Backends]:
-    for name, secret in (("owner", OWNER), ("app", APP), ("cache", CACHE), ("queue", QUEUE)):
+    for name, secret in (
+        ("owner", OWNER),
+        ("app", APP),
+        ("cache", CACHE),
+        ("queue", QUEUE),
+        ("query", READER),
+    ):
         (secrets / name).write_text(secret)
     containers: list[Container] = []
     try:
@@ -311,10 +318,7 @@ class Gunicorn:
         }
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "gunicorn", "-c", "python:compose_app.gunicorn_conf"),
-                    "compose_app:create_app()",
-                ],
+                [sys.executable, "-m", "gunicorn", "-c", "python:compose_app.gunicorn_conf"],
                 env=self.environ,
                 stdout=log,
                 stderr=log,

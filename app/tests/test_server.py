@@ -233,10 +233,10 @@ def test_instances_share_a_directory(gunicorn: StartGunicorn) -> None:
 
 def test_no_free_index(tmp_path: Path) -> None:
     """UT-8: more instances than API_SCALE are refused, with the remedy."""
-    index, lock = sockets.claim(tmp_path, 1)
+    index, lock = sockets.claim(tmp_path, "api", 1)
     assert index == 1
     with pytest.raises(sockets.NoFreeIndex, match="API_SCALE"):
-        sockets.claim(tmp_path, 1, patience=0.3)
+        sockets.claim(tmp_path, "api", 1, patience=0.3)
     assert lock > 0
 
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 RECORD = "release.json"
 SPARE = "spare.yml"
-_SCALE = re.compile(r"^(API|MIGRATE)_([A-Z]+)_SCALE=(\d+)$", re.MULTILINE)
+SECRETS = "secrets.json"
+_SCALE = re.compile(r"^([A-Z]+)_([A-Z]+)_SCALE=(\d+)$", re.MULTILINE)
 
 
 def numbers(path: Path) -> list[int]:
@@ -140,6 +141,10 @@ def restore(
     environment = found["stack"][".env"]
     text = scaled(environment.content.decode(), target)
     found["stack"][".env"] = replace(environment, content=text.encode())
+    known = found["stack"].get(SECRETS)
+    if known:
+        used = trees.scan(str(services / "stack" / "current")).get(SECRETS, known)
+        found["stack"][SECRETS] = replace(known, content=_with_secrets(known, used))
     return Restored(target, found, stands_by)
 
 
@@ -150,6 +155,12 @@ def stage(path: Path, found: Mapping[str, Tree]) -> None:
         for name, tree in found.items():
             trees.make_scratch(str(path / name), 0o755)
             trees.write(str(path / name / "current"), tree, durable=False)
+
+
+def _with_secrets(released: Entry, live: Entry) -> bytes:
+    """A release's secrets, and those it does not know that what serves now was started with."""
+    secrets = json.loads(live.content)["secrets"] | json.loads(released.content)["secrets"]
+    return (json.dumps({"secrets": secrets}, indent=4, sort_keys=True) + "\n").encode()
 
 
 def _same(one: Entry | None, other: Entry) -> bool:

@@ -88,18 +88,16 @@ options:
     type: path
   standby:
     description:
-      - A service that is scaled to 0 because another has taken its place, and whose containers may
-        stay in case that one has to be replaced in turn. They stay while all of them run and are
-        healthy as the compose files have them, and while the secrets are those of its successor.
+      - Services that are scaled to 0 because others have taken their place, and whose containers
+        may stay in case those have to be replaced in turn. They stay while all of them run and are
+        healthy as the compose files have them, and while the secrets are those of the successors.
     type: dict
     suboptions:
-      service:
-        description: The service.
-        type: str
-        required: true
-      successor:
-        description: The service that has taken its place, or is about to.
-        type: str
+      services:
+        description:
+          - The services, each with the one that has taken its place or is about to. One that the
+            compose files do not have is passed over.
+        type: dict
         required: true
       label:
         description: The label that tells the versions of a service's secrets.
@@ -165,6 +163,11 @@ alone:
   returned: success
   type: list
   elements: str
+needed:
+  description: Services that others depend on.
+  returned: success
+  type: list
+  elements: str
 reasons:
   description: Why, for each service that is not kept or is unhealthy.
   returned: success
@@ -220,8 +223,7 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "standby": {
         "type": "dict",
         "options": {
-            "service": {"type": "str", "required": True},
-            "successor": {"type": "str", "required": True},
+            "services": {"type": "dict", "required": True},
             "label": {"type": "str", "required": True},
         },
     },
@@ -329,17 +331,27 @@ def _serves(container: Container, one_shot: bool) -> bool:
 
 
 def stands_by(
-    standby: Mapping[str, str] | None,
+    standby: Mapping[str, Any] | None,
     services: Mapping[str, Service],
     present: Mapping[str, Sequence[Container]],
 ) -> bool:
-    """Whether a service that has been replaced could take over again as it is."""
-    service = services.get(standby["service"]) if standby else None
-    successor = services.get(standby["successor"]) if standby else None
-    there = present.get(standby["service"], []) if standby else []
-    if not (standby and service and successor and there):
+    """Whether what has been replaced could take over again as it is."""
+    if not standby:
         return False
-    label = standby["label"]
+    known = [pair for pair in standby["services"].items() if pair[0] in services]
+    return bool(known) and all(
+        _could_serve(
+            services[name], services.get(successor), present.get(name, []), standby["label"]
+        )
+        for name, successor in known
+    )
+
+
+def _could_serve(
+    service: Service, successor: Service | None, there: Sequence[Container], label: str
+) -> bool:
+    if not (successor and there):
+        return False
     return (
         service.labels.get(label) == successor.labels.get(label)
         and all(item.state == "running" and item.health in {None, "healthy"} for item in there)
@@ -351,7 +363,7 @@ def make_plan(
     services: Mapping[str, Service],
     containers: Iterable[Container],
     disabled: Iterable[str] = (),
-    standby: Mapping[str, str] | None = None,
+    standby: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Compare what is asked for with what is there."""
     present: dict[str, list[Container]] = {}
@@ -365,7 +377,7 @@ def make_plan(
     unhealthy = []
     for name in sorted({*services, *present}):
         there = present.get(name, [])
-        if name in inactive or (standby and waits and name == standby["service"]):
+        if name in inactive or (standby and waits and name in standby["services"]):
             actions[name] = "keep"
             continue
         service = services.get(name)
@@ -396,6 +408,7 @@ def make_plan(
             and name in needed
             and not (service.depends_on or service.one_shot)
         ),
+        "needed": sorted(needed & services.keys()),
         "reasons": reasons,
         "unhealthy": unhealthy,
         "standby": waits,

@@ -248,7 +248,7 @@ class Switch:
                 self.module.warn(f"Requests may still have been waiting at {socket}: {error}.")
 
     def sockets(self, slot: str) -> list[Path]:
-        return sorted((self.path / slot).glob("api-*.sock"))
+        return sorted((self.path / slot).glob("*.sock"))
 
     def answers(self, slot: str) -> Answers:
         """What all containers of the slot have answered, by their own metrics."""

@@ -1,4 +1,4 @@
-"""UT-1, UT-2, UT-4: usage events from the public address to the hypertable and its roll-ups."""
+"""UT-1 to UT-4: usage events from the public address to the hypertable and its roll-ups."""
 
 from __future__ import annotations
 
@@ -59,6 +59,25 @@ def test_largest_batch_is_counted(stack: Stack) -> None:
     send(stack, events(tenant, 10_000))
     for table in ("usage_events", *ROLLUPS):
         wait_for(f"all in {table}", lambda t=table: counted(stack, tenant, t) == 10_000, 60, 0.5)  # type: ignore[misc]
+    page = stack.site.patiently("GET", f"/api/usage?tenant={tenant}&bucket=minute").json()
+    assert sum(item["events"] for item in page["buckets"]) == 10_000
+    assert {item["metric"] for item in page["buckets"]} == {"requests"}
+
+
+def test_query_service_is_apart(stack: Stack) -> None:
+    """UT-3: gone, usage is still accepted and counted; nginx says 503, and it comes back alone."""
+    query = stack.one(stack.api_slot().replace("api-", "query-"))["Id"]
+    tenant = f"t-{uuid.uuid4().hex}"
+    stack.engine.run("docker", "kill", "--signal=KILL", query)
+    try:
+        assert stack.site.get(f"/api/usage?tenant={tenant}").status_code == 503
+        send(stack, events(tenant, 100))
+        wait_for("all are counted", lambda: counted(stack, tenant) == 100, 60, 0.5)
+    finally:
+        stack.engine.run("docker", "start", query)
+    stack.wait_healthy(60)
+    path = f"/api/usage?tenant={tenant}&bucket=day"
+    wait_for("all can be read", lambda: stack.site.get(path).json()["buckets"][0]["events"] == 100)
 
 
 @pytest.mark.parametrize("service", ["processor", "aggregator", "redis-queue", "postgres"])

@@ -103,6 +103,20 @@ def test_there_and_back_and_there_again(stack: Stack) -> None:
     assert site_yml().succeeded().changed == 0
 
 
+def test_a_rollback_that_the_engine_refuses(stack: Stack) -> None:
+    """BM-10: found out after the version before serves again at once; then that is undone."""
+    site_yml(api_log_level="debug").succeeded()
+    slot, ran = stack.api_slot(), stack.lives(running=True)
+    with serving(stack):
+        run = rollback(_stack_standby={"services": {}})
+    refused(run, "missing required arguments: label")
+    assert stack.api_slot() == slot
+    assert stack.lives(running=True) == ran
+    rollback().succeeded()
+    assert stack.api_slot() != slot
+    site_yml().succeeded()
+
+
 def test_release_under_load(stack: Stack, tmp_path: Path) -> None:
     """BM-10: writes on kept connections, an upload of 1 MB, requests of 8 s: none fails."""
     for directory in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
@@ -169,23 +183,32 @@ def test_release_while_postgres_restarts(stack: Stack, after_seconds: int) -> No
 
 def test_scale(stack: Stack) -> None:
     """UT-8: more containers and fewer again, each with a share of the requests; none is lost."""
+
+    def counts() -> list[int]:
+        """Containers of the API, the query service and the processor."""
+        slot, found = stack.api_slot().removeprefix("api-"), stack.services()
+        return [len(found[name]) for name in (f"api-{slot}", f"query-{slot}", "processor")]
+
     with serving(stack):
-        site_yml(api_scale=3).succeeded()
-    slot = stack.api_slot()
-    assert len(stack.services()[slot]) == 3
-    for _ in range(15):
-        assert stack.site.patiently("GET", "/api/items?limit=1").status_code == 200
-    directory = Path(DIRECTORY, "run", "sockets", slot.removeprefix("api-"))
-    served = []
-    for index in (1, 2, 3):
-        connection = SocketConnection(directory / f"api-{index}.sock", 10)
-        served.append(read(ask(connection, "/metrics", "localhost")[1].decode()).count)
-        connection.close()
-    assert sum(served) >= 15
-    assert min(served) >= 2, served
+        site_yml(api_scale=3, usage_query_scale=2, usage_processor_scale=2).succeeded()
+    assert counts() == [3, 2, 2]
+    directory = Path(DIRECTORY, "run", "sockets", stack.api_slot().removeprefix("api-"))
+    for application, scale, path in (
+        ("api", 3, "/api/items?limit=1"),
+        ("query", 2, "/api/usage?tenant=scale"),
+    ):
+        for _ in range(15):
+            assert stack.site.patiently("GET", path).status_code == 200
+        served = []
+        for index in range(1, scale + 1):
+            connection = SocketConnection(directory / f"{application}-{index}.sock", 10)
+            served.append(read(ask(connection, "/metrics", "localhost")[1].decode()).count)
+            connection.close()
+        assert sum(served) >= 15
+        assert min(served) >= 2, served
     with serving(stack):
         site_yml().succeeded()
-    assert len(stack.services()[stack.api_slot()]) == 1
+    assert counts() == [1, 1, 1]
 
 
 def test_maintenance(stack: Stack) -> None:

@@ -105,7 +105,7 @@ def test_every_target_is_up(monitored: Stack) -> None:
     jobs = {(item["labels"]["job"], item["labels"]["instance"]) for item in targets}
     assert {job for job, _ in jobs} - OPTIONAL == {
         "alertmanager", "api", "blackbox", "nginx", "nginx-log", "node", "postgres", "prometheus",
-        "redis", "usage", "usage-rollups",
+        "query", "redis", "usage", "usage-rollups",
     }  # fmt: skip
     assert {("redis", "redis-cache"), ("redis", "redis-queue"), ("node", "host")} <= jobs
     assert {item["scrapeInterval"] for item in targets} == {"15s"}

@@ -85,3 +85,48 @@ def test_a_new_room(stack: Stack, repository: Path) -> None:
 
     deploy(repository, stack_services=core)
     assert stack.lives(running=True) == before
+
+
+ROOM_THAT_SIGNS_IN = """\
+{% from 'service.j2' import hardened, healthcheck with context %}
+services:
+  hello:
+    image: {{ images_refs.postgres }}
+    entrypoint: []
+    command: [sleep, infinity]
+    networks: [backend]
+    {{ healthcheck(['CMD', 'psql', '-h', 'postgres', '-U', 'exporter', '-d', 'postgres', '-c', 'SELECT 1']) | indent(4) }}
+    {{ hardened('70:70', 0.5, 64, 32, stop_seconds=5) | indent(4) }}
+"""  # noqa: E501
+
+
+def test_who_may_sign_in_is_known_before_it_is_tried(stack: Stack, repository: Path) -> None:
+    """CS-14: a room that PostgreSQL must let in comes in the same run as the line that does so."""
+    site_yml().succeeded()
+    before = stack.one("postgres")["Id"]
+    (repository / "roles/hello/templates/compose.yml.j2").write_text(ROOM_THAT_SIGNS_IN)
+    with (repository / "roles/postgres/templates/config/pg_hba.conf").open("a") as file:
+        file.write("host postgres exporter samenet trust\n")
+    deploy(repository, stack_up_timeout_seconds=30)
+    assert stack.healthy()
+    assert stack.one("postgres")["Id"] == before
+    site_yml().succeeded()
+
+
+def test_back_to_before_a_secret(stack: Stack, repository: Path) -> None:
+    """BM-10: a release before the API had some secret comes back, and at once."""
+    site_yml().succeeded()
+    slot = stack.api_slot()
+    with (repository / "roles/hello/vars/main.yml").open("a") as file:
+        file.write("_hello_secrets: [hello_password]\n")
+    variables = repository / "roles/api/vars/main.yml"
+    more = variables.read_text().replace("operator_password]", "operator_password, hello_password]")
+    variables.write_text(more)
+    deploy(repository)
+    assert stack.api_slot() != slot
+    assert stack.execute(stack.api_slot(), "ls", "/run/secrets/hello_password")
+    back = playbook(INVENTORY, name="rollback.yml").succeeded()
+    assert stack.api_slot() == slot
+    assert stack.healthy()
+    assert "0 failed" in back.output
+    site_yml().succeeded()

@@ -126,13 +126,28 @@ def test_who_may_stand_by(label: str, container_: dict[str, Any], stays: bool) -
         "new": Service("hash", 1, "image", labels={"secrets": label}),
     }
     containers = [container("new"), container("old"), container("old", **container_)]
-    standby = {"service": "old", "successor": "new", "label": "secrets"}
+    standby = {"services": {"old": "new", "absent": "added"}, "label": "secrets"}
     result = make_plan(services, containers, standby=standby)
     assert result["standby"] is stays
     assert result["services"]["old"] == ("keep" if stays else "remove")
     assert result["changed"] is not stays
     assert make_plan(services, containers)["standby"] is False
     assert make_plan(services, containers[:1], standby=standby)["standby"] is False
+
+
+@pytest.mark.parametrize(
+    ("helpers", "stays"), [([{}], True), ([], False), ([{"health": "unhealthy"}], False)]
+)
+def test_all_of_a_slot_stand_by_or_none(helpers: list[dict[str, Any]], stays: bool) -> None:
+    """BM-10: half of a version is none."""
+    idle, busy = Service("hash", 0, "image"), Service("hash", 1, "image")
+    services = {"old": idle, "new": busy, "old-helper": idle, "new-helper": busy}
+    containers = [container("new"), container("new-helper"), container("old")]
+    containers += [container("old-helper", **changes) for changes in helpers]
+    standby = {"services": {"old": "new", "old-helper": "new-helper"}, "label": "secrets"}
+    result = make_plan(services, containers, standby=standby)
+    assert result["standby"] is stays
+    assert result["services"]["old"] == ("keep" if stays else "remove")
 
 
 def test_containers_are_counted() -> None:
@@ -155,6 +170,7 @@ def test_what_others_need_is_recreated_alone_if_it_needs_nothing() -> None:
         services, [container(name, config_hash=digest) for name, digest in old.items()]
     )
     assert result["alone"] == ["db"]
+    assert "db" in result["needed"]
 
 
 def test_inactive_profiles_are_left_alone() -> None:

@@ -57,9 +57,11 @@ class Host:
         scales = [
             f"{what}_{slot.upper()}_SCALE={count if slot == self.serving else 0}\n"
             for slot in SLOTS
-            for what, count in (("MIGRATE", 1), ("API", 3))
+            for what, count in (("MIGRATE", 1), ("API", 3), ("QUERY", 2))
         ]
         self.write("stack/current/.env", "PROJECT=web\n" + "".join(scales))
+        secrets = {"secrets": {"old": {"file": "/old"}, version: {"file": f"/{version}"}}}
+        self.write("stack/current/secrets.json", json.dumps(secrets))
         facts = {"slot": self.serving, "version": version, "setting": setting, "data": {}}
         return int(releases.record(self.kept, self.services, ["api", "nginx", "stack"], facts))
 
@@ -97,6 +99,10 @@ def test_back_to_the_release_before(host: Host) -> None:
     assert text(restored, "nginx", "nginx.conf") == "on\n"
     assert "API_BLUE_SCALE=3\n" in text(restored, "stack", ".env")
     assert "API_GREEN_SCALE=0\n" in text(restored, "stack", ".env")
+    # The slot that served until then is not started without a secret of its own.
+    assert json.loads(text(restored, "stack", "secrets.json"))["secrets"] == {
+        name: {"file": f"/{name}"} for name in ("old", "one", "two")
+    }
 
 
 def test_its_own_slot_is_taken(host: Host) -> None:
@@ -110,8 +116,8 @@ def test_its_own_slot_is_taken(host: Host) -> None:
     assert text(restored, "api", "blue.yml") == "api-blue: three\n"
     assert text(restored, "api", "spare.yml") == "api-blue: one\n"
     environment = text(restored, "stack", ".env")
-    assert "MIGRATE_GREEN_SCALE=1\nAPI_GREEN_SCALE=3\n" in environment
-    assert "MIGRATE_BLUE_SCALE=0\nAPI_BLUE_SCALE=0\n" in environment
+    assert "MIGRATE_GREEN_SCALE=1\nAPI_GREEN_SCALE=3\nQUERY_GREEN_SCALE=2\n" in environment
+    assert "MIGRATE_BLUE_SCALE=0\nAPI_BLUE_SCALE=0\nQUERY_BLUE_SCALE=0\n" in environment
 
 
 def test_what_differs_is_not_the_application(host: Host) -> None:

@@ -381,6 +381,15 @@ def closed_rollups(world: World) -> Iterator[None]:
     world.psql("GRANT UPDATE ON usage_days TO app")
 
 
+@fault("the query service is stopped", Expected("UsageQueryDown", "warning"))
+def stopped_query(world: World) -> Iterator[None]:
+    slot = world.stack.api_slot().removeprefix("api-")
+    query = world.stack.one(f"query-{slot}")["Id"]
+    ENGINE.run("docker", "stop", query)
+    yield
+    ENGINE.run("docker", "start", query)
+
+
 def _writes(client: Any) -> bool:
     with contextlib.suppress(Exception):
         return bool(client.set("prove:written", "x"))

@@ -15,7 +15,7 @@ __version__ = "1.0.0"
 
 
 def create_app() -> Api:
-    """Build the WSGI application from the environment.
+    """Build the API from the environment.
 
     Raises:
         compose_app.config.ConfigError: the environment is incomplete or wrong.
@@ -24,3 +24,15 @@ def create_app() -> Api:
     from compose_app.config import Settings
 
     return build_app(Settings.from_environ())
+
+
+def create_query_app() -> Api:
+    """Build the query service from the environment.
+
+    Raises:
+        compose_app.config.ConfigError: the environment is incomplete or wrong.
+    """
+    from compose_app.app import build_query_app
+    from compose_app.config import QuerySettings
+
+    return build_query_app(QuerySettings.from_environ())

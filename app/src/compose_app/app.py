@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from compose_app import errors, exporter, logging, scope
 from compose_app.birthdays import routes as birthdays
 from compose_app.birthdays.store import UserStore
 from compose_app.cache import routes as cache
 from compose_app.cache.store import CacheStore
-from compose_app.config import Settings
+from compose_app.config import QuerySettings, Settings
 from compose_app.console import routes as console
 from compose_app.coupons import routes as coupons
 from compose_app.coupons.store import CouponStore
@@ -21,8 +23,10 @@ from compose_app.redis import Cache
 from compose_app.status import routes as status
 from compose_app.status.prometheus import Prometheus
 from compose_app.status.store import StatusStore
+from compose_app.usage import queries
 from compose_app.usage import routes as usage
 from compose_app.usage.queue import UsageQueue
+from compose_app.usage.rollups import RollupReader
 
 
 def build_app(settings: Settings) -> Api:
@@ -40,6 +44,8 @@ def build_app(settings: Settings) -> Api:
     app.register_api(cache.blueprint(CacheStore(redis)))
     if queue and settings.usage_events:
         app.register_api(usage.blueprint(UsageQueue(queue), settings.usage_late_days))
+        # nginx asks the query service for these; here they belong to the document.
+        app.register_api(queries.blueprint(RollupReader(database)))
     app.register_api(health.blueprint(database, caches))
     app.register_blueprint(docs.blueprint(app))
     if settings.operator_password:
@@ -48,6 +54,26 @@ def build_app(settings: Settings) -> Api:
         app.register_blueprint(status.blueprint(store, operator))
         if queue:
             app.register_blueprint(console.blueprint(app, queue, operator))
+    return _finished(app, database, caches)
+
+
+def build_query_app(settings: QuerySettings) -> Api:
+    """Build the query service: usage by minute, hour and day, and nothing else."""
+    logging.configure(settings.log_level)
+    app = Api()
+    # A page takes one index scan; a plan for any range would look into every chunk.
+    database = Database(
+        settings.database_url,
+        settings.database_password.get_secret_value(),
+        "compose-app query",
+        "-c plan_cache_mode=force_custom_plan",
+    )
+    app.register_api(queries.blueprint(RollupReader(database)))
+    app.register_api(health.blueprint(database, []))
+    return _finished(app, database, [])
+
+
+def _finished(app: Api, database: Database, caches: Sequence[Cache]) -> Api:
     errors.init_app(app)
     exporter.init_app(app)
     scope.init_app(app)

@@ -110,6 +110,7 @@ class _Environ(BaseModel):
 class ServerSettings(_Environ):
     """What the gunicorn master needs; no secret among it."""
 
+    application: Literal["api", "query"] = Field("api", alias="API_APPLICATION")
     slot: Literal["blue", "green"] = Field("blue", alias="API_SLOT")
     socket_dir: Path | None = Field(None, alias="API_SOCKET_DIR")
     scale: int = Field(64, alias="API_SCALE", ge=1, le=64)
@@ -158,6 +159,14 @@ class Settings(_Environ):
         if (self.redis_queue_url is None) != (self.redis_queue_password is None):
             raise ValueError("set both REDIS_QUEUE_URL and REDIS_QUEUE_PASSWORD_FILE, or neither")
         return self
+
+
+class QuerySettings(_Environ):
+    """What the query service needs to answer requests."""
+
+    log_level: LogLevel = Field("info", alias="API_LOG_LEVEL")
+    database_url: PostgresUrl = Field(alias="DATABASE_URL")
+    database_password: SecretFromFile = Field(alias="DATABASE_PASSWORD_FILE")
 
 
 class MigrationSettings(_Environ):
@@ -216,7 +225,8 @@ def check(environ: Mapping[str, str] | None = None) -> None:
         ConfigError: names every problem of every part at once.
     """
     env = os.environ if environ is None else environ
-    parts: list[type[_Environ]] = [ServerSettings, Settings]
+    queries = env.get("API_APPLICATION") == "query"
+    parts: list[type[_Environ]] = [ServerSettings, QuerySettings if queries else Settings]
     if any(name.startswith("MIGRATION_") and value for name, value in env.items()):
         parts.append(MigrationSettings)
     problems: list[str] = []

@@ -56,12 +56,15 @@ def conninfo(url: str, password: str, **options: str) -> str:
 class Database:
     """The worker's connection to PostgreSQL. Made before fork, connected after it."""
 
-    def __init__(self, url: str, password: str) -> None:
+    def __init__(
+        self, url: str, password: str, name: str = "compose-app", settings: str = ""
+    ) -> None:
+        """Take where it is, what it is called there, and settings as for PGOPTIONS."""
         self._conninfo = conninfo(
             url,
             password,
-            application_name="compose-app",
-            options=f"-c statement_timeout={STATEMENT_TIMEOUT} -c timezone=UTC",
+            application_name=name,
+            options=f"-c statement_timeout={STATEMENT_TIMEOUT} -c timezone=UTC {settings}".strip(),
         )
         self._connection: _Connection | None = None
         self._fail_fast = FailFast("database")

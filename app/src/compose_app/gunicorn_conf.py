@@ -1,6 +1,6 @@
 """gunicorn's configuration.
 
-`gunicorn -c python:compose_app.gunicorn_conf 'compose_app:create_app()'`
+`gunicorn -c python:compose_app.gunicorn_conf` runs the API, or what API_APPLICATION names.
 
 Names without underscore are gunicorn's settings (seconds where they are times) and hooks.
 """
@@ -43,7 +43,7 @@ def _settings() -> _config.ServerSettings:
 
 def _claim(settings: _config.ServerSettings) -> tuple[int, int]:
     try:
-        return _sockets.claim(settings.sockets, settings.scale)
+        return _sockets.claim(settings.sockets, settings.application, settings.scale)
     except (_sockets.NoFreeIndex, OSError) as error:
         print(f"compose-app: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -62,8 +62,12 @@ _server = _settings()
 _empty_metrics_dir(_server)
 _logging.configure(_server.log_level)
 _index, _lock = _claim(_server)
-_socket = _sockets.path(_server.sockets, _index)
+_socket = _sockets.path(_server.sockets, _server.application, _index)
 
+wsgi_app = {
+    "api": "compose_app:create_app()",
+    "query": "compose_app:create_query_app()",
+}[_server.application]
 bind = [f"unix:{_socket}"]
 umask = 0o007
 backlog = 512

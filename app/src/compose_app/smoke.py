@@ -84,6 +84,12 @@ def _users(client: FlaskClient) -> None:
     _expect(client.delete(path), 204)
 
 
+def _usage(client: FlaskClient) -> None:
+    # 404 where usage is not tracked.
+    if client.get("/api/usage?tenant=smoke").status_code != 404:
+        _expect(client.get("/api/usage?tenant=smoke&bucket=minute&limit=1"), 200)
+
+
 def _cache(client: FlaskClient) -> None:
     path = f"/api/cache/smoke-{uuid4()}"
     _expect(client.put(path, json={"value": "smoke", "ttl": 1}), 200)
@@ -95,5 +101,6 @@ STEPS: tuple[Callable[[FlaskClient], None], ...] = (
     _items,
     _coupons,
     _users,
+    _usage,
     _cache,
 )

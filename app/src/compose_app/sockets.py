@@ -15,14 +15,15 @@ class NoFreeIndex(Exception):
     """As many instances as there may be are running already."""
 
 
-def claim(directory: Path, scale: int, patience: float = 15.0) -> tuple[int, int]:
-    """Take the lowest free index of `directory`.
+def claim(directory: Path, application: str, scale: int, patience: float = 15.0) -> tuple[int, int]:
+    """Take the lowest index of `directory` that no other instance of the application has.
 
     The lock lasts as long as any process that inherits it lives, so an index is not given away
     while workers of the instance that had it still finish their requests.
 
     Args:
         directory: where the sockets of the slot are.
+        application: its name.
         scale: highest index there is.
         patience: seconds to wait for an index to become free.
 
@@ -37,7 +38,9 @@ def claim(directory: Path, scale: int, patience: float = 15.0) -> tuple[int, int
     while True:
         for index in range(1, scale + 1):
             lock = os.open(
-                directory / f".lock-{index}", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600
+                directory / f".lock-{application}-{index}",
+                os.O_CREAT | os.O_RDWR | os.O_CLOEXEC,
+                0o600,
             )
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -52,6 +55,6 @@ def claim(directory: Path, scale: int, patience: float = 15.0) -> tuple[int, int
         time.sleep(0.2)
 
 
-def path(directory: Path, index: int) -> Path:
+def path(directory: Path, application: str, index: int) -> Path:
     """Path of a socket."""
-    return directory / f"api-{index}.sock"
+    return directory / f"{application}-{index}.sock"

@@ -8,11 +8,12 @@ late what may, and the events themselves need not be there any more.
 from __future__ import annotations
 
 import datetime
-from typing import Any, LiteralString
+from typing import Any, Literal, LiteralString
 
 import psycopg
+from psycopg.rows import DictRow
 
-from compose_app.db import conninfo
+from compose_app.db import Database, conninfo
 
 PORTION = 50_000
 """Notes, each of a minute of one tenant's metric, added at once."""
@@ -69,6 +70,84 @@ DELETE FROM usage_event_ids WHERE id IN (
     SELECT id FROM usage_event_ids WHERE time < %(before)s ORDER BY time LIMIT %(portion)s
 )
 """
+
+
+Unit = Literal["minute", "hour", "day"]
+# Nothing waiting: what is read next holds what has been counted by now.
+_AS_OF = """
+SELECT coalesce((SELECT changed_at FROM usage_changes ORDER BY id LIMIT 1), now()) AS as_of
+"""
+
+
+def _page(table: LiteralString) -> LiteralString:
+    return f"""
+        SELECT metric, bucket, quantity::float8 AS quantity, events FROM {table}
+        WHERE tenant = %(tenant)s AND metric = coalesce(%(metric)s, metric)
+            AND bucket >= %(start)s AND bucket < %(end)s
+            AND (metric, bucket) > (%(after_metric)s, %(after_bucket)s)
+        ORDER BY metric, bucket LIMIT %(limit)s
+    """  # noqa: S608 - the table is one of those below
+
+
+_PAGES: dict[Unit, LiteralString] = {
+    "minute": _page("usage_minutes"),
+    "hour": _page("usage_hours"),
+    "day": _page("usage_days"),
+}
+
+
+class RollupReader:
+    """Usage as the query service reads it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def as_of(self) -> datetime.datetime:
+        """Since when events that were counted may be in no roll-up yet.
+
+        Raises:
+            compose_app.dependencies.Unavailable: the database does not answer.
+        """
+        moment: datetime.datetime = self._database.query(_AS_OF)[0]["as_of"]
+        return moment
+
+    def page(
+        self,
+        unit: Unit,
+        tenant: str,
+        metric: str | None,
+        between: tuple[datetime.datetime, datetime.datetime],
+        after: tuple[str, datetime.datetime],
+        limit: int,
+    ) -> list[DictRow]:
+        """Buckets of a tenant in order of metric and bucket.
+
+        Args:
+            unit: how long a bucket is.
+            tenant: whose.
+            metric: which; None for every one.
+            between: first moment of a bucket at the earliest, and what it is before.
+            after: metric and bucket before the first.
+            limit: how many at most.
+
+        Returns:
+            `metric`, `bucket` (its first moment), `quantity`, `events` of each.
+
+        Raises:
+            compose_app.dependencies.Unavailable: the database does not answer, or not in time.
+        """
+        return self._database.query(
+            _PAGES[unit],
+            {
+                "tenant": tenant,
+                "metric": metric,
+                "start": between[0],
+                "end": between[1],
+                "after_metric": after[0],
+                "after_bucket": after[1],
+                "limit": limit,
+            },
+        )
 
 
 class RollupStore:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import datetime
 import re
 import zlib
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from flask import request
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from compose_app import errors
+from compose_app.cursor import decode_text, encode_text
 from compose_app.errors import ProblemError
+from compose_app.fields import Decimal
 from compose_app.openapi import parse_json
 
 MAX_EVENTS = 10_000
@@ -23,19 +25,24 @@ AHEAD = datetime.timedelta(hours=1)
 """How far a client's clock may be ahead of ours."""
 NDJSON = "application/x-ndjson"
 _DECIMALS = 6
+MAX_BUCKETS = 1000
 # fromisoformat() would also take what has no offset, and local time for it.
 _RFC3339 = re.compile(
     r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII
 )
 
 
-def _moment(value: object) -> datetime.datetime:
+def _any_moment(value: object) -> datetime.datetime:
     if not isinstance(value, str) or not _RFC3339.fullmatch(value):
         raise ValueError("must be a moment such as 2026-01-31T12:00:00Z")
     try:
-        moment = datetime.datetime.fromisoformat(value).astimezone(datetime.UTC)
+        return datetime.datetime.fromisoformat(value).astimezone(datetime.UTC)
     except (ValueError, OverflowError):
         raise ValueError("must be a moment such as 2026-01-31T12:00:00Z") from None
+
+
+def _moment(value: object) -> datetime.datetime:
+    moment = _any_moment(value)
     if moment > datetime.datetime.now(datetime.UTC) + AHEAD:
         raise ValueError("must not be more than an hour in the future")
     return moment
@@ -51,9 +58,8 @@ def _quantity(value: object) -> float | int:
 
 
 _Id = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
-_Label = Annotated[
-    str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$")
-]
+_LABEL = r"^[A-Za-z0-9][A-Za-z0-9._:-]*$"
+_Label = Annotated[str, Field(min_length=1, max_length=64, pattern=_LABEL)]
 
 
 class Event(BaseModel):
@@ -160,3 +166,84 @@ class Accepted(BaseModel):
     """What has been queued."""
 
     accepted: int = Field(ge=1, le=MAX_EVENTS, description="Events, each id counted once.")
+
+
+def _bucket_cursor(value: object) -> tuple[str, datetime.datetime]:
+    seconds, _, metric = decode_text(str(value)).partition(" ")
+    if not seconds.isdecimal() or not seconds.isascii() or not re.fullmatch(_LABEL, metric):
+        raise ValueError("is not a cursor")
+    try:
+        return metric, datetime.datetime.fromtimestamp(int(seconds), datetime.UTC)
+    except (ValueError, OverflowError, OSError):
+        raise ValueError("is not a cursor") from None
+
+
+def bucket_cursor(metric: str, bucket: datetime.datetime) -> str:
+    """The cursor that the page after this bucket begins with."""
+    return encode_text(f"{int(bucket.timestamp())} {metric}")
+
+
+_Time = Annotated[
+    datetime.datetime,
+    BeforeValidator(_any_moment),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
+_START = ("", datetime.datetime.min.replace(tzinfo=datetime.UTC))
+
+
+class UsageQuery(BaseModel):
+    """Whose usage, of what, and when."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tenant: _Label = Field(description="Whose.")
+    metric: _Label | None = Field(None, description="Of what; of everything, without.")
+    bucket: Literal["minute", "hour", "day"] = Field(
+        "hour", description="How long a bucket is. They are those of UTC."
+    )
+    since: _Time | None = Field(
+        None,
+        alias="from",
+        description="First moment of the first bucket, RFC 3339 with an offset; a day before `to`, "
+        "without.",
+    )
+    until: _Time | None = Field(
+        None, alias="to", description="What every bucket begins before; now, without."
+    )
+    limit: Decimal = Field(100, ge=1, le=MAX_BUCKETS, description="Buckets a page.")
+    cursor: Annotated[
+        tuple[str, datetime.datetime],
+        BeforeValidator(_bucket_cursor),
+        WithJsonSchema({"type": "string", "maxLength": 128}),
+    ] = Field(
+        default_factory=lambda: _START, description="`next_cursor` of the page before. Opaque."
+    )
+
+    @property
+    def between(self) -> tuple[datetime.datetime, datetime.datetime]:
+        """From when, and to before when.
+
+        Raises:
+            OverflowError: a day before that, there were no years yet.
+        """
+        until = self.until or datetime.datetime.now(datetime.UTC)
+        return self.since or until - datetime.timedelta(days=1), until
+
+
+class Bucket(BaseModel):
+    """Usage in a minute, an hour or a day."""
+
+    metric: str
+    bucket: datetime.datetime = Field(description="Its first moment, in UTC.")
+    quantity: float = Field(ge=0)
+    events: int = Field(ge=1)
+
+
+class BucketPage(BaseModel):
+    """Some buckets in order of metric and time, and where the next ones begin."""
+
+    buckets: list[Bucket]
+    next_cursor: str | None = Field(description="Cursor of the next page; null on the last.")
+    as_of: datetime.datetime = Field(
+        description="What had been counted by then is in the buckets; what came later may be."
+    )

@@ -1,13 +1,18 @@
 -- Roles, database, extension and privileges as they should be; safe to run again at every start.
 \set owner_password `cat /run/secrets/postgres_owner_password`
 \set app_password `cat /run/secrets/postgres_app_password`
+\set query_password `cat /run/secrets/postgres_query_password`
 \set exporter_password `cat /run/secrets/postgres_exporter_password`
 
-SELECT 'CREATE ROLE ' || name FROM unnest(ARRAY['app_owner', 'app', 'exporter']) AS name
+SELECT 'CREATE ROLE ' || name FROM unnest(ARRAY['app_owner', 'app', 'app_query', 'exporter']) AS name
 WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name) \gexec
--- app_owner owns the schema and migrates it; app is what the application runs as; exporter reads statistics.
+-- app_owner owns the schema and migrates it; app is what the application runs as; app_query reads what
+-- migrations grant it, on one core at a time; exporter reads statistics.
 ALTER ROLE app_owner LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION PASSWORD :'owner_password';
 ALTER ROLE app LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION PASSWORD :'app_password';
+ALTER ROLE app_query LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION PASSWORD :'query_password';
+ALTER ROLE app_query SET default_transaction_read_only = on;
+ALTER ROLE app_query SET max_parallel_workers_per_gather = 0;
 ALTER ROLE exporter LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION CONNECTION LIMIT 3
     PASSWORD :'exporter_password';
 ALTER ROLE exporter SET default_transaction_read_only = on;
@@ -17,7 +22,7 @@ GRANT pg_monitor TO exporter;
 SELECT 'CREATE DATABASE app OWNER app_owner'
 WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = 'app') \gexec
 REVOKE ALL ON DATABASE app FROM PUBLIC;
-GRANT CONNECT ON DATABASE app TO app, exporter;
+GRANT CONNECT ON DATABASE app TO app, app_query, exporter;
 -- Batches are copied into a table of the session before they are counted.
 GRANT TEMPORARY ON DATABASE app TO app;
 
@@ -26,7 +31,7 @@ SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS timescaledb;
 ALTER SCHEMA public OWNER TO app_owner;
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
-GRANT USAGE ON SCHEMA public TO app;
+GRANT USAGE ON SCHEMA public TO app, app_query;
 ALTER DEFAULT PRIVILEGES FOR ROLE app_owner IN SCHEMA public
     GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO app;
 ALTER DEFAULT PRIVILEGES FOR ROLE app_owner IN SCHEMA public
