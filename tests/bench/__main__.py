@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.bench import claims, footprint, load
+from tests.bench import claims, footprint, load, usage
 from tests.figures import Figure, report, table, write
 from tests.harness import MAX_EXECUTIONS, ROOT, Engine, Run, Site, Stack, playbook
 
@@ -260,13 +260,43 @@ def claims_per_second(bench: Bench) -> list[Figure]:
     ]
 
 
+def usage_per_second(bench: Bench) -> list[Figure]:
+    bench.run(nginx_rate_limit=100000, nginx_rate_burst=100000)
+    found = usage.measure(bench.stack)
+    quiet, busy = statistics.median(found.quiet_ms), statistics.median(found.busy_ms)
+    million = usage.BATCHES * usage.BATCH / 1e6
+    return [
+        Figure(
+            "usage events accepted durably, through nginx / the same writes to the bare store",
+            f"{found.accepted / found.bare:.2f} "
+            f"({found.accepted:.0f} events/s / {found.bare:.0f} events/s)",
+        ),
+        Figure(
+            "usage events landed and rolled up, one processor / a plain COPY of them",
+            f"{found.landed / found.copied:.2f} "
+            f"({found.landed:.0f} events/s / {found.copied:.0f} events/s)",
+        ),
+        Figure(
+            f"usage: {million:.0f} million events drained, start of a processor included",
+            f"{found.drained_seconds:.0f} s",
+        ),
+        Figure(
+            f"usage: p99 of a report while {usage.CLIENTS} clients read a month / without",
+            f"{found.slowdown:.2f} ({busy:.1f} ms / {quiet:.1f} ms; "
+            f"{found.rows_read:.0f} rows/s read)",
+            "less than 2",
+            found.slowdown < 2,
+        ),
+    ]
+
+
 def monitoring_memory(bench: Bench) -> list[Figure]:
     core = set(bench.stack.services())
     bench.run(stack_profiles=["monitoring"])
     time.sleep(MONITORING_SECONDS)
     held, counted = footprint.memory(bench.stack)
     # A change of the API's settings moves it to the other slot.
-    core |= {"api-blue", "api-green"}
+    core |= {"api-blue", "api-green", "query-blue", "query-green"}
     added = {name: size for name, size in held.items() if name.rpartition("-")[0] not in core}
     total = sum(added.values()) / 1e6
     parts = ", ".join(f"{name} {size / 1e6:.0f}" for name, size in sorted(added.items()))
@@ -296,6 +326,11 @@ NOTES = f"""\
 - Claims: {claims.CLIENTS} clients at once, each with a connection of its own, {claims.ROUNDS}
   rounds of {claims.SECONDS:.0f} s in which the ways take turns; medians. The naive way locks the
   coupon's row and then asks and writes over four round trips.
+- Usage: {usage.BATCHES} batches of {usage.BATCH} events as NDJSON in gzip, {usage.CLIENTS} clients.
+  The bare store gets the same entries, packed before, with the same wait for the disk, from as
+  many processes; the plain COPY goes into a hypertable with the same index and knows nothing of
+  ids. One processor, half a core. Reports: {usage.PER_SECOND} a second, one event each, timed from
+  when each was due, in {usage.ROUNDS} rounds of {usage.SECONDS} s without and with readers.
 - From a bare machine to healthy HTTPS is not measured here: that needs a bare machine.
 """
 
@@ -312,6 +347,7 @@ def measure(bench: Bench) -> tuple[list[Figure], bool]:
         ("images", images),
         ("requests per second", requests_per_second),
         ("claims per second", claims_per_second),
+        ("usage", usage_per_second),
         ("memory of the profile `monitoring`", monitoring_memory),
     ]
     for name, step in steps:

@@ -176,7 +176,8 @@ def test_a_room_without_its_image_leaves_nothing(without: Rendered, room: str) -
     assert f"/{room}/" not in without.file("nginx", "config/nginx.conf")
     project = yaml.safe_load(without.file("stack", "compose.yml"))
     assert f"services/{room}/current/compose.yml" not in project["include"]
-    assert not [name for name in project["secrets"] if name.startswith(room)]
+    secrets = json.loads(without.file("stack", "secrets.json"))["secrets"]
+    assert not [name for name in secrets if name.startswith(room)]
 
 
 def test_the_rest_of_monitoring_stays_without_grafana(
