@@ -280,7 +280,7 @@ def test_versions_in_use_stay(stack: Path) -> None:
     live = stack / "services" / "stack" / "trees" / "live"
     live.mkdir(parents=True)
     (live.parent.parent / "current").symlink_to("trees/live")
-    (live / "compose.yml").write_text(f"file: {kept}/alpha_password.{made}\n")
+    (live / "secrets.json").write_text(f"file: {kept}/alpha_password.{made}\n")
     # Two attempts that failed: neither was made live.
     for attempt in ("first-attempt", "second-attempt"):
         changed = run(stack, secrets_values={"alpha_password": attempt}).succeeded()
@@ -289,7 +289,7 @@ def test_versions_in_use_stay(stack: Path) -> None:
         assert (kept / f"alpha_password.{newest}").read_text() == attempt
         assert len(list(kept.glob("alpha_password.*"))) == 2
 
-    (live / "compose.yml").write_text(f"file: {kept}/alpha_password.{newest}\n")
+    (live / "secrets.json").write_text(f"file: {kept}/alpha_password.{newest}\n")
     (kept / f"alpha_password.{newest}").write_text("damaged")
     fewer = run(stack, services=("alpha",)).succeeded()
     assert versions(fewer)["alpha_password"] == newest
