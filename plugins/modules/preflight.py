@@ -141,7 +141,8 @@ options:
         description: File that exists.
         type: str
   sockets:
-    description: Where the application's slots listen; RV(facts.sockets) says how that is.
+    description: Where the application's slots listen; RV(facts.sockets) says how that is, and
+      what secrets each slot's live definition refers to.
     type: dict
     suboptions:
       path:
@@ -265,6 +266,7 @@ facts:
 import contextlib
 import errno
 import importlib.util
+import json
 import os
 import platform
 import pwd
@@ -693,7 +695,22 @@ class Preflight:
         path = Path(wanted["path"])
         parts = directories(path, wanted["slots"], wanted["owner"], wanted["group"])
         ready = not any(directory.differs() for directory in parts)
-        self.facts["sockets"] = {"active": active(path), "ready": ready}
+        self.facts["sockets"] = {
+            "active": active(path),
+            "ready": ready,
+            "secrets": {slot: self.secrets_of(slot) for slot in wanted["slots"]},
+        }
+
+    def secrets_of(self, slot: str) -> dict[str, dict[str, str]]:
+        """What a slot's live definition, which may outlast the tree that made it, refers to."""
+        home = Path(self.params["stack_dir"], "services")
+        text = read(f"{home}/api/current/{slot}.yml")
+        lists = re.findall(r"^ *secrets: \[(.*)\]$", text, re.MULTILINE)
+        try:
+            live = json.loads(read(f"{home}/stack/current/secrets.json"))["secrets"]
+        except (ValueError, KeyError):
+            return {}
+        return {name: live[name] for name in ", ".join(lists).split(", ") if name in live}
 
     def find_directories(self) -> None:
         self.facts["directories"] = []

@@ -114,7 +114,7 @@ def test_who_may_sign_in_is_known_before_it_is_tried(stack: Stack, repository: P
 
 
 def test_back_to_before_a_secret(stack: Stack, repository: Path) -> None:
-    """BM-10: a release from before the API had some secret comes back."""
+    """BM-10: a release from before the API had some secret comes back, and so does such a tree."""
     site_yml().succeeded()
     slot = stack.api_slot()
     with (repository / "roles/hello/vars/main.yml").open("a") as file:

@@ -304,15 +304,37 @@ def test_sockets(engine: Callable[..., FakeEngine], tmp_path: Path) -> None:
     assert "sockets" not in look(tmp_path).facts
     path = tmp_path / "run" / "sockets"
     wanted = {"path": str(path), "slots": ["blue", "green"], "owner": 10001, "group": 10001}
-    assert look(tmp_path, sockets=wanted).facts["sockets"] == {"active": None, "ready": False}
+    nothing: dict[str, Any] = {"active": None, "ready": False, "secrets": {"blue": {}, "green": {}}}
+    assert look(tmp_path, sockets=wanted).facts["sockets"] == nothing
     for slot in ("blue", "green"):
         (path / slot).mkdir(parents=True)
         os.chown(path / slot, 10001, 10001)
         (path / slot).chmod(0o750)
     (path / "active").symlink_to("green")
-    assert look(tmp_path, sockets=wanted).facts["sockets"] == {"active": "green", "ready": True}
+    assert look(tmp_path, sockets=wanted).facts["sockets"] == {
+        **nothing,
+        "active": "green",
+        "ready": True,
+    }
     (path / "blue").chmod(0o755)
     assert look(tmp_path, sockets=wanted).facts["sockets"]["ready"] is False
+
+
+def test_secrets_of_the_slots(engine: Callable[..., FakeEngine], tmp_path: Path) -> None:
+    """BM-10: what a slot that is left as it is goes on to need, whatever the tree knows."""
+    engine()
+    wanted = {"path": str(tmp_path), "slots": ["blue", "green"], "owner": 0, "group": 0}
+    api, stack = (tmp_path / "stack/services" / name / "current" for name in ("api", "stack"))
+    for directory in (api, stack):
+        directory.mkdir(parents=True)
+    (api / "blue.yml").write_text("  x:\n    secrets: [one, two]\n  y:\n    secrets: [three]\n")
+    (api / "green.yml").write_text("  x:\n    secrets: [four]\n")
+    known = {name: {"file": f"/{name}"} for name in ("one", "three", "other")}
+    (stack / "secrets.json").write_text(json.dumps({"secrets": known}))
+    assert look(tmp_path, sockets=wanted).facts["sockets"]["secrets"] == {
+        "blue": {"one": {"file": "/one"}, "three": {"file": "/three"}},
+        "green": {},
+    }
 
 
 def test_directories(engine: Callable[..., FakeEngine], tmp_path: Path) -> None:
