@@ -122,9 +122,18 @@ class Containers:
     def test_application_role_is_least_privileged(self, stack: Stack) -> None:
         """FS-8: what serves requests can neither change the schema nor become a superuser."""
         query = "SELECT rolname, rolsuper, rolcreaterole FROM pg_roles WHERE rolname LIKE 'app%'"
-        assert set(self.psql(stack, query)) == {"app_owner|f|f", "app|f|f"}
-        owned = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public' AND tableowner = 'app'"
+        assert set(self.psql(stack, query)) == {"app_owner|f|f", "app|f|f", "app_query|f|f"}
+        owned = (
+            "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
+            " AND tableowner IN ('app', 'app_query')"
+        )
         assert self.psql(stack, owned) == ["0"]
+        granted = (
+            "SELECT table_name, privilege_type FROM information_schema.role_table_grants"
+            " WHERE grantee = 'app_query' AND table_schema = 'public'"
+        )
+        tables = ("usage_minutes", "usage_hours", "usage_days", "usage_changes")
+        assert set(self.psql(stack, granted)) == {f"{table}|SELECT" for table in tables}
 
     def test_redis_keeps_what_is_queued(self, stack: Stack) -> None:
         """UT-6, FS-5: asked of the servers, as the application; its password is not shown."""

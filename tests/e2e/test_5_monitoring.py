@@ -146,6 +146,7 @@ def test_every_rule_works_and_every_query_finds_something(monitored: Stack) -> N
         monitored.site.patiently("GET", "/api/items")
         monitored.site.patiently("PUT", "/api/cache/seen", json={"value": "x", "ttl": 60})
         monitored.site.patiently("GET", "/api/cache/seen")
+        monitored.site.patiently("GET", "/api/usage?tenant=seen")
 
     rules = [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
     assert len([rule for rule in rules if rule["type"] == "alerting"]) > 30
