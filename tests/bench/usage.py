@@ -177,13 +177,14 @@ def _copied(stack: Stack) -> float:
     _psql(stack, "CREATE TABLE bench_events (LIKE usage_events INCLUDING CONSTRAINTS)")
     _psql(stack, "SELECT create_hypertable('bench_events', 'time')")
     _psql(stack, "CREATE INDEX ON bench_events (tenant, metric, time)")
-    _psql(stack, f"COPY (SELECT * FROM usage_events LIMIT {rows}) TO '/run/postgresql/bench'")
+    _psql(stack, f"COPY (SELECT * FROM usage_events LIMIT {rows}) TO '/var/lib/postgresql/data/bench'")
     try:
         began = time.monotonic()
-        _psql(stack, "COPY bench_events FROM '/run/postgresql/bench'")
+        _psql(stack, "COPY bench_events FROM '/var/lib/postgresql/data/bench'")
         return rows / (time.monotonic() - began)
     finally:
         _psql(stack, "DROP TABLE bench_events")
+        stack.execute("postgres", "rm", "/var/lib/postgresql/data/bench")
 
 
 def _connections(stack: Stack) -> Iterator[PublicConnection]:
