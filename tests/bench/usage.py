@@ -177,14 +177,15 @@ def _copied(stack: Stack) -> float:
     _psql(stack, "CREATE TABLE bench_events (LIKE usage_events INCLUDING CONSTRAINTS)")
     _psql(stack, "SELECT create_hypertable('bench_events', 'time')")
     _psql(stack, "CREATE INDEX ON bench_events (tenant, metric, time)")
-    _psql(stack, f"COPY (SELECT * FROM usage_events LIMIT {rows}) TO '/var/lib/postgresql/data/bench'")
+    file = "/var/lib/postgresql/data/bench"
+    _psql(stack, f"COPY (SELECT * FROM usage_events LIMIT {rows}) TO '{file}'")
     try:
         began = time.monotonic()
-        _psql(stack, "COPY bench_events FROM '/var/lib/postgresql/data/bench'")
+        _psql(stack, f"COPY bench_events FROM '{file}'")
         return rows / (time.monotonic() - began)
     finally:
         _psql(stack, "DROP TABLE bench_events")
-        stack.execute("postgres", "rm", "/var/lib/postgresql/data/bench")
+        stack.execute("postgres", "rm", file)
 
 
 def _connections(stack: Stack) -> Iterator[PublicConnection]:
