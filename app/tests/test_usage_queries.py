@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from compose_app.app import build_query_app
-from compose_app.config import QuerySettings
+from compose_app.config import DatabaseSettings
 from compose_app.usage.rollups import RollupStore
 from compose_app.usage.store import Queued, UsageStore
 from conftest import READER, Backends, StartGunicorn
@@ -38,7 +38,7 @@ def environ(backends: Backends) -> dict[str, str]:
 
 @pytest.fixture
 def query(clean: Backends) -> Iterator[FlaskClient]:
-    app = build_query_app(QuerySettings.from_environ(environ(clean)))
+    app = build_query_app(DatabaseSettings.from_environ(environ(clean)))
     yield app.test_client()
     for close in app.extensions["compose_app.close"]:
         close()

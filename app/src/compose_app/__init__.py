@@ -33,6 +33,6 @@ def create_query_app() -> Api:
         compose_app.config.ConfigError: the environment is incomplete or wrong.
     """
     from compose_app.app import build_query_app
-    from compose_app.config import QuerySettings
+    from compose_app.config import DatabaseSettings
 
-    return build_query_app(QuerySettings.from_environ())
+    return build_query_app(DatabaseSettings.from_environ())

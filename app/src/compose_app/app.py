@@ -9,7 +9,7 @@ from compose_app.birthdays import routes as birthdays
 from compose_app.birthdays.store import UserStore
 from compose_app.cache import routes as cache
 from compose_app.cache.store import CacheStore
-from compose_app.config import QuerySettings, Settings
+from compose_app.config import DatabaseSettings, Settings
 from compose_app.console import routes as console
 from compose_app.coupons import routes as coupons
 from compose_app.coupons.store import CouponStore
@@ -57,7 +57,7 @@ def build_app(settings: Settings) -> Api:
     return _finished(app, database, caches)
 
 
-def build_query_app(settings: QuerySettings) -> Api:
+def build_query_app(settings: DatabaseSettings) -> Api:
     """Build the query service: usage by minute, hour and day, and nothing else."""
     logging.configure(settings.log_level)
     app = Api()

@@ -134,13 +134,18 @@ class ServerSettings(_Environ):
         return self.socket_dir or Path("/run/sockets") / self.slot
 
 
-class Settings(_Environ):
-    """What the application needs to answer requests."""
+class DatabaseSettings(_Environ):
+    """What every application needs, and all that the query service does."""
 
     log_level: LogLevel = Field("info", alias="API_LOG_LEVEL")
-    slot: Literal["blue", "green"] | None = Field(None, alias="API_SLOT")
     database_url: PostgresUrl = Field(alias="DATABASE_URL")
     database_password: SecretFromFile = Field(alias="DATABASE_PASSWORD_FILE")
+
+
+class Settings(DatabaseSettings):
+    """What the API needs to answer requests."""
+
+    slot: Literal["blue", "green"] | None = Field(None, alias="API_SLOT")
     redis_cache_url: RedisUrl = Field(alias="REDIS_CACHE_URL")
     redis_cache_password: SecretFromFile = Field(alias="REDIS_CACHE_PASSWORD_FILE")
     redis_queue_url: RedisUrl | None = Field(None, alias="REDIS_QUEUE_URL")
@@ -161,14 +166,6 @@ class Settings(_Environ):
         return self
 
 
-class QuerySettings(_Environ):
-    """What the query service needs to answer requests."""
-
-    log_level: LogLevel = Field("info", alias="API_LOG_LEVEL")
-    database_url: PostgresUrl = Field(alias="DATABASE_URL")
-    database_password: SecretFromFile = Field(alias="DATABASE_PASSWORD_FILE")
-
-
 class MigrationSettings(_Environ):
     """What `compose-app migrate` needs: the owner of the schema, not the application's role."""
 
@@ -180,12 +177,9 @@ class MigrationSettings(_Environ):
     seed_demo_data: bool = Field(False, alias="API_SEED_DEMO_DATA")
 
 
-class ProcessSettings(_Environ):
+class ProcessSettings(DatabaseSettings):
     """What every process beside the API needs."""
 
-    log_level: LogLevel = Field("info", alias="API_LOG_LEVEL")
-    database_url: PostgresUrl = Field(alias="DATABASE_URL")
-    database_password: SecretFromFile = Field(alias="DATABASE_PASSWORD_FILE")
     metrics_port: int = Field(9100, alias="METRICS_PORT", ge=0, le=65535)
     """TCP port of the metrics listener; 0 turns it off."""
     metrics_host: str | None = Field(None, alias="METRICS_HOST")
@@ -226,7 +220,7 @@ def check(environ: Mapping[str, str] | None = None) -> None:
     """
     env = os.environ if environ is None else environ
     queries = env.get("API_APPLICATION") == "query"
-    parts: list[type[_Environ]] = [ServerSettings, QuerySettings if queries else Settings]
+    parts: list[type[_Environ]] = [ServerSettings, DatabaseSettings if queries else Settings]
     if any(name.startswith("MIGRATION_") and value for name, value in env.items()):
         parts.append(MigrationSettings)
     problems: list[str] = []

@@ -10,7 +10,7 @@ import psycopg
 import structlog
 from psycopg.abc import PQGen
 from psycopg.conninfo import make_conninfo
-from psycopg.rows import DictRow, dict_row
+from psycopg.rows import DictRow, TupleRow, dict_row
 
 from compose_app import metrics
 from compose_app.dependencies import FailFast, Unavailable
@@ -114,6 +114,46 @@ class Database:
             self._connection.close()
             self._connection = None
             metrics.DB_CONNECTIONS.set(0)
+
+
+class ProcessConnection:
+    """The connection of a process that turns. Whoever uses it tries again."""
+
+    STATEMENT_TIMEOUT = 30_000
+    """Milliseconds after which the server cancels a statement."""
+
+    def __init__(
+        self, url: str, password: str, name: str, settings: str = "", first: LiteralString = ""
+    ) -> None:
+        """Take what `Database` takes, and a statement that each connection begins with."""
+        self._conninfo = conninfo(
+            url,
+            password,
+            application_name=name,
+            options=f"-c statement_timeout={self.STATEMENT_TIMEOUT} -c timezone=UTC "
+            f"{settings}".strip(),
+        )
+        self._first = first
+        self._connection: psycopg.Connection[TupleRow] | None = None
+
+    def open(self) -> psycopg.Connection[TupleRow]:
+        """The connection, in autocommit mode; another one after `close`.
+
+        Raises:
+            psycopg.Error: the server does not answer.
+        """
+        if self._connection is None or self._connection.closed:
+            connection = psycopg.connect(self._conninfo, autocommit=True)
+            if self._first:
+                connection.execute(self._first)
+            self._connection = connection
+        return self._connection
+
+    def close(self) -> None:
+        """Close it."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
 
 def _hung_up(connection: _Connection) -> bool:

@@ -10,15 +10,12 @@ from __future__ import annotations
 import datetime
 from typing import Any, Literal, LiteralString
 
-import psycopg
 from psycopg.rows import DictRow
 
-from compose_app.db import Database, conninfo
+from compose_app.db import Database, ProcessConnection
 
 PORTION = 50_000
 """Notes, each of a minute of one tenant's metric, added at once."""
-STATEMENT_TIMEOUT = 30_000
-"""Milliseconds after which the server cancels a statement."""
 LOCK_TIMEOUT = 5_000
 """Milliseconds to wait for a lock: dropping chunks wants one that queries would wait behind."""
 _LOCK = 0x7573616765
@@ -65,6 +62,7 @@ _OLDEST = """
 SELECT coalesce(extract(epoch FROM clock_timestamp() - changed_at), 0)::float
 FROM usage_changes ORDER BY id LIMIT 1
 """
+_DROP_CHUNKS = "SELECT drop_usage_chunks(%(hypertable)s, %(before)s)"
 _FORGET_IDS = """
 DELETE FROM usage_event_ids WHERE id IN (
     SELECT id FROM usage_event_ids WHERE time < %(before)s ORDER BY time LIMIT %(portion)s
@@ -154,25 +152,10 @@ class RollupStore:
     """The aggregator's connection to PostgreSQL. It is the aggregator who tries again."""
 
     def __init__(self, url: str, password: str) -> None:
-        self._conninfo = conninfo(
-            url,
-            password,
-            application_name="compose-app aggregator",
-            options=f"-c statement_timeout={STATEMENT_TIMEOUT} -c lock_timeout={LOCK_TIMEOUT}"
-            " -c timezone=UTC",
+        self._connection = ProcessConnection(
+            url, password, "compose-app aggregator", f"-c lock_timeout={LOCK_TIMEOUT}"
         )
-        self._connection: psycopg.Connection[Any] | None = None
-
-    def _connected(self) -> psycopg.Connection[Any]:
-        if self._connection is None or self._connection.closed:
-            self._connection = psycopg.connect(self._conninfo, autocommit=True)
-        return self._connection
-
-    def close(self) -> None:
-        """Close the connection; the next call opens another."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self.close = self._connection.close
 
     def add(self) -> int | None:
         """Add to the roll-ups what has been counted since, PORTION notes at most.
@@ -183,8 +166,7 @@ class RollupStore:
         Raises:
             psycopg.Error: nothing, or all of it, has happened.
         """
-        connection = self._connected()
-        with connection.transaction():
+        with self._connection.open().transaction():
             if not self._value("SELECT pg_try_advisory_xact_lock(%(key)s)", key=_LOCK):
                 return None
             return int(self._value(_ADD, portion=PORTION))
@@ -203,8 +185,7 @@ class RollupStore:
         Raises:
             psycopg.Error: none is dropped.
         """
-        statement: LiteralString = "SELECT drop_usage_chunks(%(hypertable)s, %(before)s)"
-        return int(self._value(statement, hypertable=hypertable, before=before))
+        return int(self._value(_DROP_CHUNKS, hypertable=hypertable, before=before))
 
     def forget_ids(self, before: datetime.datetime, portion: int) -> int:
         """Forget ids of events before a moment, no more than a portion of them; return how many.
@@ -213,8 +194,8 @@ class RollupStore:
             psycopg.Error: none is forgotten.
         """
         parameters = {"before": before, "portion": portion}
-        return self._connected().execute(_FORGET_IDS, parameters).rowcount
+        return self._connection.open().execute(_FORGET_IDS, parameters).rowcount
 
     def _value(self, statement: LiteralString, **parameters: Any) -> Any:
-        row = self._connected().execute(statement, parameters).fetchone()
+        row = self._connection.open().execute(statement, parameters).fetchone()
         return row[0] if row else None

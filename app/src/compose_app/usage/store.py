@@ -17,10 +17,7 @@ from typing import Any
 import orjson
 import psycopg
 
-from compose_app.db import conninfo
-
-STATEMENT_TIMEOUT = 30_000
-"""Milliseconds after which the server cancels a statement."""
+from compose_app.db import ProcessConnection
 
 _STAGING = """
 CREATE TEMPORARY TABLE IF NOT EXISTS usage_staging (
@@ -122,26 +119,8 @@ class UsageStore:
     """A processor's connection to PostgreSQL. It is the processor who tries again."""
 
     def __init__(self, url: str, password: str) -> None:
-        self._conninfo = conninfo(
-            url,
-            password,
-            application_name="compose-app processor",
-            options=f"-c statement_timeout={STATEMENT_TIMEOUT} -c timezone=UTC",
-        )
-        self._connection: psycopg.Connection[Any] | None = None
-
-    def _connected(self) -> psycopg.Connection[Any]:
-        if self._connection is None or self._connection.closed:
-            connection = psycopg.connect(self._conninfo, autocommit=True)
-            connection.execute(_STAGING)
-            self._connection = connection
-        return self._connection
-
-    def close(self) -> None:
-        """Close the connection; the next call opens another."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._connection = ProcessConnection(url, password, "compose-app processor", first=_STAGING)
+        self.close = self._connection.close
 
     def add(self, events: Sequence[Queued]) -> tuple[int, int]:
         """Count events, each once; set aside what cannot be. They are on the disk afterwards.
@@ -155,7 +134,7 @@ class UsageStore:
             psycopg.ProgrammingError: a table is missing or closed, which is no event's fault;
                 nothing has happened.
         """
-        connection = self._connected()
+        connection = self._connection.open()
         rows: dict[uuid.UUID, tuple[Any, ...]] = {}
         unfit: list[tuple[Queued, str]] = []
         by_position = {(event.entry, event.place): event for event in events}
@@ -192,17 +171,17 @@ class UsageStore:
 
     def set_aside(self, entry: str, place: int, payload: bytes, reason: str) -> None:
         """Keep an event, or as place WHOLE an entry that cannot be read, once."""
-        self._connected().execute(
+        self._connection.open().execute(
             _REJECT, {"entry": entry, "place": place, "reason": reason, "payload": payload}
         )
 
     def rejected(self, number: int | None) -> list[tuple[int, int, bytes]]:
         """What was set aside, or one of it: id, place, payload."""
-        return self._connected().execute(_REJECTED, {"number": number}).fetchall()
+        return self._connection.open().execute(_REJECTED, {"number": number}).fetchall()
 
     def forget(self, number: int) -> None:
         """Drop what was set aside under this id."""
-        self._connected().execute(
+        self._connection.open().execute(
             "DELETE FROM usage_rejected WHERE id = %(number)s", {"number": number}
         )
 
