@@ -257,8 +257,10 @@ def clean(backends: Backends) -> Backends:
     with backends.connect() as connection:
         connection.execute(
             "TRUNCATE items, coupons, claims, users, usage_events, usage_event_ids, usage_rejected,"
-            " usage_changes, usage_minutes, usage_hours, usage_days RESTART IDENTITY"
+            " usage_changes, usage_minutes, usage_hours, usage_days, birthday_messages,"
+            " birthday_outbox RESTART IDENTITY"
         )
+        connection.execute("UPDATE birthday_plan SET planned_until = now()")
     backends.client().flushdb()
     backends.queue_client().delete("usage-events")
     return backends

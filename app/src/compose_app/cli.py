@@ -16,6 +16,11 @@ pending        print the revisions that `migrate` would apply, a line each, and 
 processor      move usage events from the queue into the database, until told to stop
 aggregator     keep the roll-ups of usage events right, and drop what is old, until told to stop
 replay ID      queue usage events that were set aside once more; ID is a number, or `all`
+scheduler      plan birthday messages and queue those that are due, until told to stop
+worker         send birthday messages through the email service, until told to stop
+replay-message ID
+               have a birthday message that could not be sent tried again; ID is a number, or `all`
+mailbox        stand in for an email service, for development and tests
 smoke          do what a client does, on the database and the Redis of the environment
 healthcheck    ask this container's own application for its health
 """
@@ -40,6 +45,16 @@ def main() -> int:
             return _configured(_aggregator)
         case ["replay", number] if number == "all" or number.isdecimal():
             return _configured(lambda: _replay(number))
+        case ["scheduler"]:
+            return _configured(_scheduler)
+        case ["worker"]:
+            return _configured(_worker)
+        case ["replay-message", number] if number == "all" or number.isdecimal():
+            return _configured(lambda: _replay_message(number))
+        case ["mailbox"]:
+            from compose_app import mailbox
+
+            return mailbox.main()
         case ["smoke"]:
             return _configured(_smoke)
         case ["-h" | "--help"]:
@@ -108,3 +123,24 @@ def _replay(number: str) -> int:
     from compose_app.usage import replay
 
     return replay.main(ProcessorSettings.from_environ(), None if number == "all" else int(number))
+
+
+def _scheduler() -> int:
+    from compose_app.birthdays import scheduler
+    from compose_app.config import SchedulerSettings
+
+    return scheduler.main(SchedulerSettings.from_environ())
+
+
+def _worker() -> int:
+    from compose_app.birthdays import worker
+    from compose_app.config import WorkerSettings
+
+    return worker.main(WorkerSettings.from_environ())
+
+
+def _replay_message(number: str) -> int:
+    from compose_app.birthdays import replay
+    from compose_app.config import DatabaseSettings
+
+    return replay.main(DatabaseSettings.from_environ(), None if number == "all" else int(number))

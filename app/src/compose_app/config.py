@@ -53,6 +53,10 @@ def _redis_url(value: object) -> str:
     return _url(("redis", "rediss"), value)
 
 
+def _amqp_url(value: object) -> str:
+    return _url(("amqp",), value)
+
+
 def _http_url(value: object) -> str:
     text = _url(("http", "https"), value)
     parts = urlsplit(text)
@@ -75,6 +79,7 @@ def _secret_file(value: object) -> object:
 
 PostgresUrl = Annotated[str, BeforeValidator(_postgres_url)]
 RedisUrl = Annotated[str, BeforeValidator(_redis_url)]
+AmqpUrl = Annotated[str, BeforeValidator(_amqp_url)]
 HttpUrl = Annotated[str, BeforeValidator(_http_url)]
 SecretFromFile = Annotated[SecretStr, BeforeValidator(_secret_file)]
 
@@ -210,6 +215,44 @@ class AggregatorSettings(ProcessSettings):
         ):
             raise ValueError("USAGE_LATE_DAYS must be less than each of USAGE_*_KEEP_DAYS")
         return self
+
+
+class _BirthdaySettings(ProcessSettings):
+    amqp_url: AmqpUrl = Field(alias="AMQP_URL")
+    amqp_password: SecretFromFile = Field(alias="AMQP_PASSWORD_FILE")
+    queue: str = Field("birthdays", alias="BIRTHDAYS_QUEUE", pattern=r"^[a-z][a-z0-9.-]{0,63}$")
+    """Of messages to be sent; `<queue>.dead` takes those that cannot be."""
+
+
+class SchedulerSettings(_BirthdaySettings):
+    """What `compose-app scheduler` needs."""
+
+    interval_seconds: float = Field(1.0, alias="BIRTHDAYS_INTERVAL_SECONDS", ge=0.1, le=60)
+    """Between looks for what is due."""
+    ahead_hours: int = Field(48, alias="BIRTHDAYS_AHEAD_HOURS", ge=30, le=240)
+    """How far ahead messages are planned: more than zones lie apart."""
+    catch_up_days: int = Field(7, alias="BIRTHDAYS_CATCH_UP_DAYS", ge=1, le=31)
+    """How long ago what is still planned was due: after a longer outage it is not sent."""
+
+
+class WorkerSettings(_BirthdaySettings):
+    """What `compose-app worker` needs."""
+
+    email_url: HttpUrl = Field(alias="EMAIL_URL")
+    email_token: SecretFromFile | None = Field(None, alias="EMAIL_TOKEN_FILE")
+    timeout_seconds: float = Field(10, alias="BIRTHDAYS_TIMEOUT_SECONDS", ge=1, le=20)
+    """For an answer of the email service: less than the broker waits for a sign of the worker."""
+    concurrency: int = Field(4, alias="BIRTHDAYS_CONCURRENCY", ge=1, le=64)
+    """Messages sent at once."""
+    attempts: int = Field(8, alias="BIRTHDAYS_ATTEMPTS", ge=1, le=100)
+    """At a message, before it is given up."""
+    backoff_seconds: float = Field(30, alias="BIRTHDAYS_BACKOFF_SECONDS", ge=0.1)
+    """Between the first attempt and the second; doubled from one to the next."""
+    backoff_max_seconds: float = Field(3600, alias="BIRTHDAYS_BACKOFF_MAX_SECONDS", ge=0.1)
+    breaker_failures: int = Field(5, alias="BIRTHDAYS_BREAKER_FAILURES", ge=1)
+    """Times in a row that nothing can be sent before the email service is left alone."""
+    breaker_seconds: float = Field(60, alias="BIRTHDAYS_BREAKER_SECONDS", ge=0.1)
+    """For which it is left alone, before one message is tried."""
 
 
 def check(environ: Mapping[str, str] | None = None) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import select
-from collections.abc import Mapping
-from typing import Any, LiteralString, TypeVar
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, LiteralString, Protocol, TypeVar
 
 import psycopg
 import structlog
@@ -53,6 +54,14 @@ def conninfo(url: str, password: str, **options: str) -> str:
     )
 
 
+class Query(Protocol):
+    """Runs a statement and returns its rows."""
+
+    def __call__(
+        self, statement: LiteralString, parameters: Mapping[str, Any] | None = None
+    ) -> list[DictRow]: ...
+
+
 class Database:
     """The worker's connection to PostgreSQL. Made before fork, connected after it."""
 
@@ -81,10 +90,31 @@ class Database:
                 has cancelled the statement because it took too long.
             psycopg.Error: the statement itself is at fault, a violated constraint for example.
         """
+        with self._in_use() as connection:
+            return connection.execute(statement, parameters, prepare=True).fetchall()
+
+    @contextmanager
+    def transaction(self) -> Iterator[Query]:
+        """Several statements in one transaction: yields what runs each as `query` does.
+
+        Raises:
+            as `query`; the transaction is then rolled back, as it is by any other exception.
+        """
+        with self._in_use() as connection, connection.transaction():
+
+            def query(
+                statement: LiteralString, parameters: Mapping[str, Any] | None = None
+            ) -> list[DictRow]:
+                cursor = connection.execute(statement, parameters, prepare=True)
+                return cursor.fetchall() if cursor.description else []
+
+            yield query
+
+    @contextmanager
+    def _in_use(self) -> Iterator[_Connection]:
         self._fail_fast.check()
         try:
-            connection = self._connected()
-            rows = connection.execute(statement, parameters, prepare=True).fetchall()
+            yield self._connected()
         except psycopg.errors.QueryCanceled as error:
             # A slow statement, not a lost server: it has answered, and others may be quick.
             _log.warning("statement cancelled", error=str(error).strip())
@@ -95,7 +125,6 @@ class Database:
                 self.close()
             raise self._fail_fast.failed(error) from error
         self._fail_fast.succeeded()
-        return rows
 
     def _connected(self) -> _Connection:
         connection = self._connection

@@ -8,8 +8,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-import psycopg
-import redis
 import structlog
 from prometheus_client import start_http_server
 
@@ -23,6 +21,10 @@ RETRY = 1.0
 class Work(Protocol):
     """What a process does."""
 
+    @property
+    def outages(self) -> tuple[type[Exception], ...]:
+        """What `step` raises when a server does not answer, or not as it should."""
+
     def step(self) -> float:
         """Do what is due; a stop waits for the end of it.
 
@@ -30,7 +32,7 @@ class Work(Protocol):
             Seconds after which to come again; 0 for at once.
 
         Raises:
-            redis.RedisError, psycopg.Error: a server does not answer, or not as it should.
+            one of `outages`.
         """
 
     def lost(self) -> None:
@@ -63,7 +65,7 @@ class Loop:
         while not self._stopping.is_set():
             try:
                 pause = self._work.step()
-            except (redis.RedisError, psycopg.Error) as error:
+            except self._work.outages as error:
                 if not down:
                     self._log.warning("dependency lost", error=str(error).strip())
                 down = True

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import time
 
+import psycopg
 import structlog
 from prometheus_client import Counter, Gauge
 
@@ -37,6 +38,8 @@ DROPPED = Counter("usage_chunks_dropped_total", "Chunks dropped for their age.",
 
 class Aggregator:
     """Work of a loop."""
+
+    outages = (psycopg.Error,)
 
     def __init__(self, store: RollupStore, settings: AggregatorSettings) -> None:
         self._store = store

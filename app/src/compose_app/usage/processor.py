@@ -11,6 +11,7 @@ import socket
 import time
 from typing import Any
 
+import psycopg
 import redis
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
@@ -47,6 +48,8 @@ Entry = tuple[bytes, dict[bytes, bytes]]
 
 class Processor:
     """Work of a loop."""
+
+    outages = (redis.RedisError, psycopg.Error)
 
     def __init__(self, queue: redis.Redis, store: UsageStore, name: str) -> None:
         """Take the name by which the queue tells processors apart."""
