@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import hashlib
 import http.client
 import json
 import os
@@ -19,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pika
 import psycopg
 import pytest
 import redis
@@ -30,7 +33,7 @@ from compose_app.config import MigrationSettings, Settings
 from compose_app.openapi import Api
 
 OWNER, APP, READER = "owner-password", "app-password", "query-password"
-CACHE, QUEUE = "cache-password", "queue-password"
+CACHE, QUEUE, RABBITMQ = "cache-password", "queue-password", "rabbitmq-password"
 SRC = Path(__file__).parents[1] / "src"
 
 _POSTGRES = f"""
@@ -75,6 +78,42 @@ protected-mode no
 user default off
 user app on >{password} ~* &* +@all
 EOF"""
+
+
+def _rabbitmq() -> str:
+    """The rights of the stack's own account, and no other account."""
+    salt = b"salt"
+    digest = hashlib.sha256(salt + RABBITMQ.encode()).digest()
+    definitions = {
+        "vhosts": [{"name": "app", "default_queue_type": "quorum"}],
+        "users": [
+            {
+                "name": "app",
+                "password_hash": base64.b64encode(salt + digest).decode(),
+                "hashing_algorithm": "rabbit_password_hashing_sha256",
+                "tags": [],
+            }
+        ],
+        "permissions": [
+            {
+                "user": "app",
+                "vhost": "app",
+                "configure": "^birthdays",
+                "write": r"^(birthdays|amq\.default)",
+                "read": "^birthdays",
+            }
+        ],
+    }
+    return f"""
+cat > /tmp/definitions.json <<'EOF'
+{json.dumps(definitions)}
+EOF
+cat > /tmp/rabbitmq.conf <<'EOF'
+load_definitions = /tmp/definitions.json
+vm_memory_high_watermark.absolute = 300MiB
+EOF
+export RABBITMQ_CONFIG_FILE=/tmp/rabbitmq.conf RABBITMQ_NODENAME=rabbit@localhost
+exec rabbitmq-server"""
 
 
 def free_port() -> int:
@@ -249,6 +288,52 @@ def _backends(secrets: Path) -> Iterator[Backends]:
 def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backends]:
     """PostgreSQL with the schema, and both Redis, for all tests together."""
     yield from _backends(tmp_path_factory.mktemp("secrets"))
+
+
+@dataclasses.dataclass
+class RabbitMQ:
+    """The broker, and the environment that leads to it."""
+
+    container: Container
+    environ: dict[str, str]
+
+    def connect(self) -> pika.BlockingConnection:
+        return pika.BlockingConnection(
+            pika.ConnectionParameters(
+                "127.0.0.1",
+                self.container.port,
+                "app",
+                pika.PlainCredentials("app", RABBITMQ),
+                socket_timeout=2,
+            )
+        )
+
+    def wait(self) -> None:
+        def answers() -> bool:
+            self.connect().close()
+            return True
+
+        wait_for("RabbitMQ", answers, 90)
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
+    """RabbitMQ, for all tests together."""
+    secret = tmp_path_factory.mktemp("rabbitmq") / "password"
+    secret.write_text(RABBITMQ)
+    container = Container("rabbitmq", "999:999", 5672, _rabbitmq(), "--hostname", "rabbitmq")
+    broker = RabbitMQ(
+        container,
+        {
+            "AMQP_URL": f"amqp://app@127.0.0.1:{container.port}/app",
+            "AMQP_PASSWORD_FILE": str(secret),
+        },
+    )
+    try:
+        broker.wait()
+        yield broker
+    finally:
+        container.remove()
 
 
 @pytest.fixture

@@ -240,7 +240,7 @@ class WorkerSettings(_BirthdaySettings):
 
     email_url: HttpUrl = Field(alias="EMAIL_URL")
     email_token: SecretFromFile | None = Field(None, alias="EMAIL_TOKEN_FILE")
-    timeout_seconds: float = Field(10, alias="BIRTHDAYS_TIMEOUT_SECONDS", ge=1, le=20)
+    timeout_seconds: float = Field(10, alias="BIRTHDAYS_TIMEOUT_SECONDS", ge=1, le=15)
     """For an answer of the email service: less than the broker waits for a sign of the worker."""
     concurrency: int = Field(4, alias="BIRTHDAYS_CONCURRENCY", ge=1, le=64)
     """Messages sent at once."""

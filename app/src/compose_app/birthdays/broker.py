@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import AMQPError, ChannelClosed
 
 TIMEOUT = 5.0
 """Seconds to connect, and to wait while the broker takes nothing for want of memory or disk."""
-HEARTBEAT = 20
+HEARTBEAT = 10
 """Seconds after two of which without a sign the other side is taken to be gone."""
 DELIVERY_LIMIT = 20
 """How often a message is delivered to workers that die of it."""
 
-OUTAGES = (AMQPError, OSError)
+GATHER = 0.01
+"""Seconds to wait for another message that may be on its way."""
+
+OUTAGES = (AMQPError, AMQPConnectorException, OSError)
 """What every method raises when the broker does not answer, or refuses."""
+
+
+# It logs at length what it raises as well.
+logging.getLogger("pika").setLevel(logging.CRITICAL)
 
 
 class Delivery(NamedTuple):
@@ -69,7 +78,7 @@ class Broker:
         taken: list[Delivery] = []
         channel = self._channel()
         while len(taken) < limit:
-            patience = 0.0 if taken else wait
+            patience = GATHER if taken else wait
             for method, _, body in channel.consume(self._queue, inactivity_timeout=patience):
                 if method is None or body is None:
                     return taken
