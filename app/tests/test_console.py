@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -306,3 +307,80 @@ def test_kept_by_redis_that_evicts_nothing(operator: Browser, clean: Backends) -
     assert any(operator.cookie in str(key) for key in clean.queue_client().scan_iter())
     assert not any(operator.cookie in str(key) for key in clean.client().scan_iter())
     assert QUEUE not in str(operator.get("/console/items").headers)
+
+
+def test_usage_as_a_chart(operator: Browser, clean: Backends) -> None:
+    """UT-3, FS-4: a bar a bucket, and the same as a table; the API's words where it refuses."""
+    now = datetime.now(UTC)
+    with clean.connect() as connection:
+        for hours, quantity in ((0, 10), (1, 5), (47, 1), (48, 99)):
+            bucket = now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=hours)
+            connection.execute(
+                "INSERT INTO usage_hours (tenant, metric, bucket, quantity, events)"
+                " VALUES ('acme', '<calls>', %s, %s, 1)",
+                (bucket, quantity),
+            )
+    page = text(operator.get("/console/usage?tenant=acme&bucket=hour"))
+    assert "&lt;calls&gt;</b>, 16 in all, 10 at most" in page
+    bars = re.findall(r'<rect x="([\d.]+)" y="([\d.]+)" width="12.0" height="([\d.]+)">', page)
+    assert [bar[1:] for bar in bars] == [("108.0", "12.0"), ("60.0", "60.0"), ("0.0", "120.0")]
+    assert [float(bar[0]) for bar in bars] == [1.5, 691.5, 706.5]
+    assert page.count("<time>") == 3
+    assert "Nothing was used." in text(operator.get("/console/usage?tenant=acme&bucket=minute"))
+    assert "<svg" not in text(operator.get("/console/usage"))
+    assert "<svg" not in text(operator.get("/console/usage?tenant=acme&bucket=year"))
+    refused = operator.get(f"/console/usage?tenant={'x' * 300}")
+    assert refused.status_code == 422
+    assert "tenant: " in text(refused)
+
+
+def test_birthdays(operator: Browser, clean: Backends) -> None:
+    """BM-1, BM-3, FS-4: a user, what is coming, and another attempt at what was given up."""
+    user = {
+        "first_name": "Ada",
+        "last_name": "<b>",
+        "birthday": "1990-05-17",
+        "time_zone": "Europe/London",
+        "email": "ada@example.org",
+    }
+    page, action = "/console/birthdays", "/console/birthdays"
+    assert operator.send(page, action, **user).status_code == 303
+    assert "Ada is there; the next message is due at" in text(operator.get(page))
+    refused = operator.send(page, action, **{**user, "time_zone": "Mars"})
+    assert refused.status_code == 422
+    assert "time_zone: " in text(refused)
+    assert 'value="Mars"' in text(refused)
+    assert "None is planned yet." in text(operator.get(page))
+    assert "Given up" not in text(operator.get(page))
+    with clean.connect() as connection:
+        connection.execute(
+            "INSERT INTO birthday_messages (user_id, year, due_at, next_at, state, attempts, error)"
+            " SELECT id, year, now(), now(), state, 8, 'answered <503>' FROM users,"
+            " (VALUES (2020, 'dead'), (2021, 'planned'), (2022, 'queued')) AS x (year, state)"
+        )
+    listed = text(operator.get(page))
+    assert "answered &lt;503&gt;" in listed
+    assert "Ada &lt;b&gt;" in listed
+    replay = re.search(r'action="(/console/birthdays/\d+/replay)"', listed)
+    assert replay is not None
+    queues = text(operator.get("/console/queues"))
+    counts = re.findall(r'<th scope="row">([^<]+)</th><td class="number">(\d+)</td>', queues)
+    assert [int(count) for _, count in counts] == [0, 0, 1, 1, 1]
+    assert operator.send(page, replay[1]).status_code == 303
+    assert "will be tried once more" in text(operator.get(page))
+    with clean.connect() as connection:
+        row = connection.execute(
+            "SELECT state, attempts FROM birthday_messages WHERE year = 2020"
+        ).fetchone()
+    assert row == ("planned", 0)
+    token = {"csrf_token": _token(text(operator.get(page)))}
+    for path in (replay[1], "/console/birthdays/999/replay", f"/console/birthdays/{2**70}/replay"):
+        gone = operator.client.post(path, base_url=BASE, data=token)
+        assert gone.status_code == 404
+        assert "was not given up, or is gone" in text(gone)
+
+
+def _token(page: str) -> str:
+    found = re.search(r'name="csrf_token" value="([^"]+)"', page)
+    assert found is not None
+    return found[1]

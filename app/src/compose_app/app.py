@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from compose_app import errors, exporter, logging, scope
 from compose_app.birthdays import routes as birthdays
+from compose_app.birthdays.desk import MessageDesk
 from compose_app.birthdays.store import UserStore
 from compose_app.cache import routes as cache
 from compose_app.cache.store import CacheStore
@@ -53,7 +54,16 @@ def build_app(settings: Settings) -> Api:
         store = StatusStore(database, caches, Prometheus(settings.prometheus_url), settings.slot)
         app.register_blueprint(status.blueprint(store, operator))
         if queue:
-            app.register_blueprint(console.blueprint(app, queue, operator))
+            usage_queue = UsageQueue(queue)
+            app.register_blueprint(
+                console.blueprint(
+                    app,
+                    queue,
+                    MessageDesk(database),
+                    lambda: {"Usage events, in entries of up to a thousand": usage_queue.waiting()},
+                    operator,
+                )
+            )
     return _finished(app, database, caches)
 
 

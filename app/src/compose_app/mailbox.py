@@ -106,6 +106,7 @@ class _Server(BaseApplication):  # type: ignore[misc, unused-ignore]
         self.cfg.set("bind", [f"{os.environ.get('MAILBOX_HOST', '0.0.0.0')}:{PORT}"])  # noqa: S104
         self.cfg.set("worker_class", "gthread")
         self.cfg.set("threads", THREADS)  # one process: what was taken is in its memory
+        self.cfg.set("control_socket_disable", True)
         self.cfg.set("worker_tmp_dir", "/dev/shm")  # noqa: S108
 
     def load(self) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 from collections.abc import Sequence
+from typing import LiteralString
 
 from psycopg.rows import class_row
 
@@ -85,7 +86,7 @@ UPDATE birthday_messages SET state = 'planned', next_at = %(now)s
 WHERE state = 'queued' AND queued_at < %(before)s
     AND id NOT IN (SELECT message_id FROM birthday_outbox)
 """
-_REPLAY = """
+REPLAY: LiteralString = """
 UPDATE birthday_messages SET state = 'planned', attempts = 0, next_at = %(now)s
 WHERE state = 'dead' AND (%(id)s::bigint IS NULL OR id = %(id)s)
 """
@@ -270,7 +271,7 @@ class MessageStore:
     def replay(self, now: datetime.datetime, message_id: int | None) -> int:
         """Plan a dead message anew, or all of them; return how many."""
         parameters = {"now": now, "id": message_id}
-        return self._connection.open().execute(_REPLAY, parameters).rowcount
+        return self._connection.open().execute(REPLAY, parameters).rowcount
 
     def figures(self, now: datetime.datetime) -> Figures:
         """How things stand."""

@@ -6,8 +6,10 @@ import hashlib
 import hmac
 import re
 import time
-from typing import Any
-from urllib.parse import quote
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any, Protocol
+from urllib.parse import quote, urlencode
 
 from flask import (
     Blueprint,
@@ -24,13 +26,18 @@ from flask import (
 from flask_wtf.csrf import CSRFProtect
 from werkzeug.exceptions import HTTPException
 
+from compose_app.console import charts
 from compose_app.console.api import Answer, InnerApi
 from compose_app.console.session import ConsoleSessions
 from compose_app.dependencies import RETRY_AFTER, Unavailable
 from compose_app.redis import Cache
 
+MAX_ID = 2**63 - 1
+"""PostgreSQL knows no greater bigint."""
 ATTEMPTS_A_MINUTE = 10
 """Wrong passwords after which none of that client's is looked at for the minute."""
+MESSAGES = 50
+"""Birthday messages that are listed, of each kind."""
 _PRICE = re.compile(r"(\d{1,12})(?:[.,](\d{1,2}))?", re.ASCII)
 
 
@@ -53,11 +60,24 @@ def _whole(number: str) -> object:
     return int(number) if number.isascii() and number.isdecimal() and len(number) < 20 else number
 
 
-def blueprint(app: Flask, queue: Cache, password: str) -> Blueprint:
+class Desk(Protocol):
+    """What the operator does about birthday messages; no client of the API may."""
+
+    def depths(self) -> dict[str, int]: ...
+    def coming(self, limit: int) -> list[dict[str, Any]]: ...
+    def dead(self, limit: int) -> list[dict[str, Any]]: ...
+    def replay(self, message_id: int) -> bool: ...
+
+
+def blueprint(
+    app: Flask, queue: Cache, desk: Desk, depths: Callable[[], dict[str, int]], password: str
+) -> Blueprint:
     """The console.
 
     Args:
         app: whose API it shows.
+        desk: of birthday messages.
+        depths: how much waits in other queues, in words.
         queue: Redis in which sessions are kept and wrong passwords are counted.
         password: what the operator signs in with; another one ends all sessions.
     """
@@ -206,6 +226,60 @@ def blueprint(app: Flask, queue: Cache, password: str) -> Blueprint:
         if not found.good:
             return _page("error", found.status, title="Coupon", faults=found.faults)
         return _page("coupon", coupon=found.document)
+
+    @bp.get("/usage")
+    def usage() -> Response:
+        tenant, bucket = request.args.get("tenant", ""), request.args.get("bucket", "hour")
+        shown: dict[str, Any] = {"tenant": tenant, "bucket": bucket, "spans": charts.SPANS}
+        if not tenant or bucket not in charts.SPANS:
+            return _page("usage", charts=[], **shown)
+        start = charts.since(bucket, datetime.now(UTC))
+        asked = {"tenant": tenant, "bucket": bucket, "from": start.isoformat(), "limit": 1000}
+        found = api.call("GET", f"/api/usage?{urlencode(asked)}")
+        page = _page(
+            "usage",
+            found.status,
+            charts=charts.charts(found.document.get("buckets", []), bucket, start),
+            more=found.document.get("next_cursor"),
+            faults=[] if found.good else found.faults,
+            width=charts.WIDTH,
+            height=charts.HEIGHT,
+            **shown,
+        )
+        if found.status == 503:
+            page.headers["Retry-After"] = str(RETRY_AFTER)
+        return page
+
+    def messages(status: int = 200, faults: Sequence[str] = ()) -> Response:
+        coming, dead = desk.coming(MESSAGES), desk.dead(MESSAGES)
+        return _page(
+            "birthdays", status, coming=coming, dead=dead, faults=faults, given=request.form
+        )
+
+    @bp.get("/birthdays")
+    def birthdays() -> Response:
+        return messages()
+
+    @bp.post("/birthdays")
+    def create_user() -> Response:
+        names = ("first_name", "last_name", "birthday", "time_zone", "email")
+        answer = api.call("POST", "/api/user", {n: request.form.get(n, "") for n in names})
+        if not answer.good:
+            return messages(answer.status, answer.faults)
+        due = answer.document["next_message_at"]
+        flash(f"{request.form['first_name']} is there; the next message is due at {due}.")
+        return _see("/console/birthdays")
+
+    @bp.post("/birthdays/<int:id>/replay")
+    def replay_message(id: int) -> Response:
+        if id > MAX_ID or not desk.replay(id):
+            return messages(404, [f"Message {id} was not given up, or is gone."])
+        flash(f"Message {id} will be tried once more.")
+        return _see("/console/birthdays")
+
+    @bp.get("/queues")
+    def queues() -> Response:
+        return _page("queues", depths={**depths(), **desk.depths()})
 
     return bp
 

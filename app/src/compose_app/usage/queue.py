@@ -83,3 +83,12 @@ class UsageQueue:
         *_, (local, _replicas) = self._redis.execute(*entries, ("WAITAOF", 1, 0, FSYNC_TIMEOUT))
         if local < 1:
             raise Unavailable("queue's disk")
+
+    def waiting(self) -> int:
+        """Count the entries that are not in the database yet.
+
+        Raises:
+            compose_app.dependencies.Unavailable: Redis does not answer.
+        """
+        (entries,) = self._redis.execute(("XLEN", STREAM))
+        return int(entries)
