@@ -75,11 +75,12 @@ releases: controller ## the releases that are kept, and what their switches cost
 	@$(playbook) playbooks/releases.yml
 
 .PHONY: scale
-scale: controller ## as many containers as API=3 QUERY=2 PROCESSOR=2 say; the inventory keeps it
-	@$(if $(API)$(QUERY)$(PROCESSOR),,echo 'Say how many: make scale API=3 QUERY=2 PROCESSOR=2' >&2; exit 2;) \
+scale: controller ## as many containers as API=3 QUERY=2 PROCESSOR=2 WORKER=2 say; the inventory keeps it
+	@$(if $(API)$(QUERY)$(PROCESSOR)$(WORKER),,echo 'Say how many: make scale API=3 QUERY=2 PROCESSOR=2 WORKER=2' >&2; exit 2;) \
 	  $(playbook) playbooks/site.yml $(if $(API),--extra-vars '{"api_scale": $(API)}') \
 	    $(if $(QUERY),--extra-vars '{"usage_query_scale": $(QUERY)}') \
-	    $(if $(PROCESSOR),--extra-vars '{"usage_processor_scale": $(PROCESSOR)}')
+	    $(if $(PROCESSOR),--extra-vars '{"usage_processor_scale": $(PROCESSOR)}') \
+	    $(if $(WORKER),--extra-vars '{"birthdays_worker_scale": $(WORKER)}')
 
 .PHONY: maintenance
 maintenance: controller ## `make maintenance on` answers 503 to all but operators, `off` ends it
@@ -148,7 +149,7 @@ bench: development ## measure the stack; prints a table
 	@python -m tests.bench
 
 .PHONY: prove
-prove: development ## what takes too long for `test`: every alert, fifty releases, a kill after every task, Ubuntu; two hours, as root
+prove: development ## what takes too long for `test`: every alert, fifty releases, hundreds of kills, Ubuntu; three hours, as root
 	@python -m pytest --capture=no --tb=short tests/prove
 
 .PHONY: lock

@@ -193,8 +193,12 @@ class Containers:
 
     def test_volumes_are_where_the_inventory_says(self, stack: Stack) -> None:
         """BM-15, CS-5."""
-        for service in ("postgres", "redis-cache", "redis-queue"):
-            target = "/var/lib/postgresql/data" if service == "postgres" else "/data"
+        for service, target in (
+            ("postgres", "/var/lib/postgresql/data"),
+            ("redis-cache", "/data"),
+            ("redis-queue", "/data"),
+            ("rabbitmq", "/var/lib/rabbitmq"),
+        ):
             (mount,) = (
                 item for item in stack.one(service)["Mounts"] if item["Destination"] == target
             )

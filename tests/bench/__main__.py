@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.bench import claims, footprint, load, usage
+from tests.bench import claims, footprint, load, messages, usage
 from tests.figures import Figure, report, table, write
 from tests.harness import MAX_EXECUTIONS, ROOT, Engine, Run, Site, Stack, playbook
 
@@ -53,6 +53,8 @@ class Bench:
             "nginx_https_port": self.https_port,
             "postgres_data_dir": str(self.data / "postgres"),
             "redis_data_dir": str(self.data / "redis"),
+            "rabbitmq_data_dir": str(self.data / "rabbitmq"),
+            "rabbitmq_management_port": self.https_port + 1,
         }
 
     @property
@@ -264,7 +266,11 @@ def usage_per_second(bench: Bench) -> list[Figure]:
     # On the disk: in memory nothing is durable, and a million events count as PostgreSQL's memory.
     bench.down()
     bench.run(
-        nginx_rate_limit=100000, nginx_rate_burst=100000, postgres_data_dir="", redis_data_dir=""
+        nginx_rate_limit=100000,
+        nginx_rate_burst=100000,
+        postgres_data_dir="",
+        redis_data_dir="",
+        rabbitmq_data_dir="",
     )
     found = usage.measure(bench.stack)
     quiet, busy = statistics.median(found.quiet_ms), statistics.median(found.busy_ms)
@@ -291,6 +297,20 @@ def usage_per_second(bench: Bench) -> list[Figure]:
             "less than 2",
             found.slowdown < 2,
         ),
+    ]
+
+
+def messages_per_second(bench: Bench) -> list[Figure]:
+    # On the disk, as the events.
+    bench.run(postgres_data_dir="", redis_data_dir="", rabbitmq_data_dir="")
+    found = messages.measure(bench.stack)
+    return [
+        Figure(
+            "birthday messages sent by one worker / published to the bare broker, one by one",
+            f"{found.sent / found.published:.2f} "
+            f"({found.sent:.0f} messages/s / {found.published:.0f} messages/s)",
+        ),
+        Figure("birthday messages queued by the scheduler", f"{found.queued:.0f} messages/s"),
     ]
 
 
@@ -335,6 +355,8 @@ NOTES = f"""\
   many processes; the plain COPY goes into a hypertable with the same index and knows nothing of
   ids. One processor, half a core. Reports: {usage.PER_SECOND} a second, one event each, timed from
   when each was due, in {usage.ROUNDS} rounds of {usage.SECONDS} s without and with readers.
+- Messages: {messages.MESSAGES} of them, one worker with half a core that sends four at once, and a
+  stand-in email service that answers at once. Each is written down by the broker before the next.
 - From a bare machine to healthy HTTPS is not measured here: that needs a bare machine.
 """
 
@@ -352,6 +374,7 @@ def measure(bench: Bench) -> tuple[list[Figure], bool]:
         ("requests per second", requests_per_second),
         ("claims per second", claims_per_second),
         ("usage", usage_per_second),
+        ("birthday messages", messages_per_second),
         ("memory of the profile `monitoring`", monitoring_memory),
     ]
     for name, step in steps:

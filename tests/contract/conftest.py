@@ -23,6 +23,8 @@ INVENTORIES = sorted(path.name for path in (ROOT / "inventories").iterdir() if p
 # All of them, so that every service is looked at.
 PROFILES = ["dev", "monitoring", "logging"]
 RENDERED = ["production", "dev"]
+# Where messages go, in an inventory that leaves it open: with nowhere to go they have no room.
+EMAIL = {"production": {"birthdays_email_url": "https://email.example.com/messages"}}
 # Rendered once more with settings that are not the defaults, as name: inventory and variables.
 CHANGED: dict[str, tuple[str, dict[str, Any]]] = {
     "changed": (
@@ -111,7 +113,12 @@ def run_render(name: str) -> subprocess.CompletedProcess[str]:
             "tests/contract/render.yml",
             "-e",
             json.dumps(
-                {"stack_profiles": PROFILES, **variables, "contract_dir": f"{SCRATCH.name}/{name}"}
+                {
+                    "stack_profiles": PROFILES,
+                    **EMAIL.get(inventory, {}),
+                    **variables,
+                    "contract_dir": f"{SCRATCH.name}/{name}",
+                }
             ),
         ],
         cwd=ROOT,

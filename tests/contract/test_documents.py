@@ -66,6 +66,8 @@ def test_readme_shows_the_drawing_and_where_services_answer() -> None:
         "postgres": "5432",
         "redis-cache": "6379",
         "redis-queue": "6379",
+        "rabbitmq": "5672",
+        "rabbitmq-management": "15672",
         "devports": "5432",
     }.items():
         assert port in places[name], name

@@ -28,6 +28,7 @@ def test_test_databases_live_in_memory() -> None:
     settings = variables("test")
     assert str(settings["postgres_data_dir"]).startswith("/dev/shm/")
     assert str(settings["redis_data_dir"]).startswith("/dev/shm/")
+    assert str(settings["rabbitmq_data_dir"]).startswith("/dev/shm/")
 
 
 @pytest.mark.parametrize("inventory", INVENTORIES)

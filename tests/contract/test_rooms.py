@@ -8,11 +8,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .conftest import Rendered
 
-PUBLISHERS = {"nginx", "devports"}
+PUBLISHERS = {"nginx", "devports", "rabbitmq-management"}
 # What has to reach nginx as a client does, or somebody outside.
 ON_THE_FRONTEND = {
-    *PUBLISHERS, "nginx-exporter", "blackbox-exporter", "alertmanager", "grafana",
+    *PUBLISHERS, "nginx-exporter", "blackbox-exporter", "alertmanager", "grafana", "worker",
 }  # fmt: skip
+# Where each keeps its data.
+DATA = {
+    "postgres": "/var/lib/postgresql/data",
+    "redis-cache": "/data",
+    "redis-queue": "/data",
+    "rabbitmq": "/var/lib/rabbitmq",
+}
 # By profile, the services that need it.
 OF_PROFILE = {
     "dev": {"devports"},
@@ -117,9 +124,10 @@ def test_only_nginx_publishes_ports(rendered: Rendered) -> None:
     publishers = {name for name, service in rendered.services.items() if service.get("ports")}
     assert publishers <= PUBLISHERS
     assert "nginx" in publishers
-    devports = rendered.services["devports"]
-    assert devports["profiles"] == ["dev"]
-    assert all(str(port).startswith("127.0.0.1:") for port in devports["ports"])
+    assert rendered.services["devports"]["profiles"] == ["dev"]
+    for name in publishers - {"nginx"}:
+        ports = rendered.services[name]["ports"]
+        assert all(str(port).startswith("127.0.0.1:") for port in ports), name
     for name, service in rendered.services.items():
         profiles = [profile for profile, names in OF_PROFILE.items() if name in names]
         assert service.get("profiles", []) == profiles, name
@@ -152,6 +160,15 @@ def test_start_order(rendered: Rendered) -> None:
         assert services["nginx"]["depends_on"][slot]["condition"] == "service_healthy"
 
 
+def test_workers_have_a_way_out_only_where_it_leads_somewhere(rendered: Rendered) -> None:
+    """UT-7, BM-3: to the email service; the stand-in is on the network they share anyway."""
+    networks = set(rendered.services["worker"]["networks"])
+    assert networks == {"backend", "monitoring"} | (
+        {"frontend"} if rendered.inventory == "production" else set()
+    )
+    assert ("mailbox" in rendered.services) is (rendered.inventory == "dev")
+
+
 def test_no_secret_in_the_environment(rendered: Rendered) -> None:
     """FS-8: the environment names files that hold secrets, never secrets."""
     for name, service in rendered.services.items():
@@ -166,8 +183,7 @@ def test_no_secret_in_the_environment(rendered: Rendered) -> None:
 
 def test_data_lives_in_named_volumes_or_where_the_inventory_says(rendered: Rendered) -> None:
     """CS-5, BM-15: the data path itself is the volume, not some other path beside it."""
-    for name in ("postgres", "redis-cache", "redis-queue"):
-        target = "/var/lib/postgresql/data" if name == "postgres" else "/data"
+    for name, target in DATA.items():
         mounted = dict(volume.split(":")[1::-1] for volume in rendered.services[name]["volumes"])
         assert mounted[target] == f"{name}-data"
         assert f"{name}-data" in rendered.volumes

@@ -59,7 +59,16 @@ def deploy(repository: Path, **variables: object) -> Run:
         INVENTORY,
         name=os.path.relpath(repository / "playbooks" / "site.yml", ROOT / "playbooks"),
         variables={
-            "stack_services": ["postgres", "redis", "api", "usage", "nginx", "hello"],
+            "stack_services": [
+                "postgres",
+                "redis",
+                "rabbitmq",
+                "api",
+                "usage",
+                "birthdays",
+                "nginx",
+                "hello",
+            ],
             **variables,
         },
         environment={"ANSIBLE_CONFIG": str(repository / "ansible.cfg")},
@@ -68,7 +77,7 @@ def deploy(repository: Path, **variables: object) -> Run:
 
 def test_a_new_room(stack: Stack, repository: Path) -> None:
     """CS-14: it runs, reloads in place, and goes when it is taken out; the others stay."""
-    core = ["postgres", "redis", "api", "usage", "nginx"]
+    core = ["postgres", "redis", "rabbitmq", "api", "usage", "birthdays", "nginx"]
     site_yml().succeeded()
     before = stack.lives(running=True)
     said = ("wget", "-q", "-O", "-", "http://127.0.0.1:8080/")

@@ -188,7 +188,7 @@ class TestChange:
             "127.0.0.1:6379",
         }
 
-        services = ["postgres", "redis", "api", "usage", "nginx"]
+        services = ["postgres", "redis", "rabbitmq", "api", "usage", "birthdays", "nginx"]
         site_yml(**kept, stack_profiles=["dev"], stack_services=services).succeeded()
         assert stack.lives(running=True) == before
         assert not stack.engine.succeeds("test", "-e", directory)

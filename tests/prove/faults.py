@@ -16,6 +16,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import requests
+
 from tests.harness import wait_for
 from tests.prove.world import DATA, DIRECTORY, ENGINE, FLOOD, PROJECT
 
@@ -388,6 +390,122 @@ def stopped_query(world: World) -> Iterator[None]:
     ENGINE.run("docker", "stop", query)
     yield
     ENGINE.run("docker", "start", query)
+
+
+def _rabbitmqctl(world: World, *words: str) -> None:
+    world.stack.execute("rabbitmq", "rabbitmqctl", "--quiet", *words)
+
+
+@fault("RabbitMQ is stopped", Expected("RabbitMQDown", "warning"), after=("little_rabbitmq_disk",))
+def stopped_rabbitmq(world: World) -> Iterator[None]:
+    broker = world.stack.one("rabbitmq")["Id"]
+    ENGINE.run("docker", "stop", broker)
+    yield
+    ENGINE.run("docker", "start", broker)
+
+
+@fault(
+    "RabbitMQ may use less memory than it does",
+    Expected("RabbitMQMemoryAlarm", "warning"),
+    after=("stopped_mailbox",),
+)
+def little_rabbitmq_memory(world: World) -> Iterator[None]:
+    _rabbitmqctl(world, "set_vm_memory_high_watermark", "absolute", "20MiB")
+    yield
+    _rabbitmqctl(world, "set_vm_memory_high_watermark", "absolute", "307MiB")
+
+
+@fault(
+    "RabbitMQ's disk has less room than it wants free",
+    Expected("RabbitMQDiskAlarm", "warning"),
+    after=("little_rabbitmq_memory",),
+)
+def little_rabbitmq_disk(world: World) -> Iterator[None]:
+    _rabbitmqctl(world, "set_disk_free_limit", "100TiB")
+    yield
+    _rabbitmqctl(world, "set_disk_free_limit", "512MiB")
+
+
+def _celebrate(world: World, count: int) -> None:
+    """Have so many birthday messages due, since twenty minutes."""
+    world.psql(
+        "INSERT INTO users (first_name, last_name, birthday, time_zone, email)"
+        f" SELECT 'Prove', n::text, '1990-01-01', 'UTC', 'prove-' || n || '@example.org'"
+        f" FROM generate_series(1, {count}) AS n ON CONFLICT DO NOTHING",
+        "INSERT INTO birthday_messages (user_id, year, due_at, next_at)"
+        " SELECT id, 2020, now() - interval '20 minutes', now() FROM users"
+        " WHERE first_name = 'Prove' ON CONFLICT DO NOTHING",
+    )
+
+
+def _forget_celebration(world: World) -> None:
+    world.psql("DELETE FROM users WHERE first_name = 'Prove'")
+
+
+@fault(
+    "the email service refuses a birthday message",
+    Expected("BirthdayMessagesDead", "warning"),
+)
+def refused_message(world: World) -> Iterator[None]:
+    mailbox = world.stack.one("mailbox")["NetworkSettings"]["Networks"]
+    behaviour = f"http://{mailbox[f'{PROJECT}_backend']['IPAddress']}:8025/behaviour"
+    told = requests.put(behaviour, json={"failure": 1, "status": 422}, timeout=5)
+    assert told.status_code == 200, told.text
+    _celebrate(world, 1)
+    yield
+    requests.put(behaviour, json={}, timeout=5)
+    _forget_celebration(world)
+
+
+@fault(
+    "the email service is stopped while birthday messages are due",
+    Expected("EmailServiceFailing", "warning"),
+    after=("refused_message",),
+)
+def stopped_mailbox(world: World) -> Iterator[None]:
+    mailbox = world.stack.one("mailbox")["Id"]
+    ENGINE.run("docker", "stop", mailbox)
+    _celebrate(world, 50)
+    yield
+    ENGINE.run("docker", "start", mailbox)
+    _forget_celebration(world)
+
+
+@fault(
+    "birthday messages may no longer be queued, and one is due",
+    Expected("BirthdayMessagesLate", "warning"),
+    after=("stopped_mailbox",),
+)
+def closed_messages(world: World) -> Iterator[None]:
+    world.psql("REVOKE UPDATE ON birthday_messages FROM app")
+    _celebrate(world, 1)
+    yield
+    world.psql("GRANT UPDATE ON birthday_messages TO app")
+    _forget_celebration(world)
+
+
+@fault(
+    "the scheduler of birthday messages is stopped",
+    Expected("BirthdaySchedulerDown", "warning"),
+    after=("closed_messages",),
+)
+def stopped_scheduler(world: World) -> Iterator[None]:
+    scheduler = world.stack.one("scheduler")["Id"]
+    ENGINE.run("docker", "stop", scheduler)
+    yield
+    ENGINE.run("docker", "start", scheduler)
+
+
+@fault(
+    "the worker that sends birthday messages is stopped",
+    Expected("BirthdayWorkerDown", "warning"),
+    after=("closed_messages",),
+)
+def stopped_worker(world: World) -> Iterator[None]:
+    worker = world.stack.one("worker")["Id"]
+    ENGINE.run("docker", "stop", worker)
+    yield
+    ENGINE.run("docker", "start", worker)
 
 
 def _writes(client: Any) -> bool:

@@ -255,7 +255,8 @@ RULES = [
             "stack_backend_subnet: 172.30.1.5/24 has host bits set",
             "stack_monitoring_subnet: fd00::/64 is not IPv4",
             "postgres_image carries PostgreSQL 16; this stack runs PostgreSQL 17",
-            "(two slots of api_scale 65 with api_workers 70 each, and 6 for usage)",
+            "(two slots of api_scale 65 with api_workers 70 each, 6 for usage and",
+            "0 for birthdays)",
             "A path is relative: redis_data_dir redis, api_source_dir src",
             "Too little memory to run with: postgres_memory_mb 8, redis_cache_memory_mb 1.",
             "May be 1 to 64: api_scale 65, api_workers 70.",
@@ -304,6 +305,23 @@ RULES = [
         {"stack_services": ["redis", "api", "usage"]},
         ["stack_services has api and usage but not postgres"],
     ),
+    (
+        {
+            "stack_services": ["postgres", "redis", "api", "birthdays"],
+            "birthdays_mailbox": True,
+            "birthdays_email_url": "https://user:secret@email.example.com/messages",
+            "birthdays_queue": "messages",
+            "birthdays_timeout_seconds": 60,
+            "birthdays_ahead_hours": 12,
+        },
+        [
+            "stack_services has birthdays but not rabbitmq",
+            "birthdays_mailbox asks for a stand-in instead",
+            "is no HTTP address, or one with a user or a query",
+            "birthdays_queue is 'messages'",
+            "Out of range: birthdays_ahead_hours 12 (30 to 240), birthdays_timeout_seconds 60.0 (1",
+        ],
+    ),
 ]
 
 
@@ -312,7 +330,7 @@ RULES = [
     RULES,
     ids=[
         *("many", "others", "settings", "monitoring", "logging", "alloy", "usage", "late usage"),
-        "no database",
+        *("no database", "birthdays"),
     ],
 )
 def test_rules(good: dict[str, Any], variables: dict[str, Any], causes: list[str]) -> None:
@@ -373,7 +391,7 @@ def test_what_the_rules_let_pass(good: dict[str, Any], variables: dict[str, Any]
 
 def test_every_rule_has_a_case() -> None:
     table = yaml.safe_load((ROOT / "roles" / "preflight" / "vars" / "main.yml").read_text())
-    assert len(table["_preflight_rules"]) == 26
+    assert len(table["_preflight_rules"]) == 31
 
 
 def test_python_on_the_host_is_what_the_modules_are_checked_for() -> None:
