@@ -69,7 +69,7 @@ class World:
 
     def turn(self) -> list[tuple[int, int, datetime.datetime]]:
         """What a scheduler does, until nothing is left: (user, year, due) of what it enqueued."""
-        while not self.messages.plan(self.now + AHEAD, self.now - CATCH_UP)[1]:
+        while not self.messages.plan(self.now, self.now + AHEAD, self.now - CATCH_UP)[1]:
             pass
         while self.messages.enqueue(self.now, 100):
             pass
@@ -204,6 +204,54 @@ def test_change_during_an_outage(world: World) -> None:
     assert world.turn() == [(user, 2027, at("2027-02-25 00:00"))]
 
 
+def test_change_of_zone_while_nobody_plans(world: World) -> None:
+    """BM-2: a message that the change makes due, and that nobody had planned, is owed."""
+    world.now = at("2027-02-25 11:00")
+    user = world.create(datetime.date(1990, 2, 25), "America/New_York")
+    with world.backends.connect() as connection:
+        connection.execute("DELETE FROM birthday_messages")
+        connection.execute("UPDATE birthday_plan SET planned_until = %s", (world.now,))
+    world.now += HOUR
+    world.change(user, datetime.date(1990, 2, 25), "Asia/Tokyo")
+    assert world.turn() == [(user, 2027, at("2027-02-25 00:00"))]
+
+
+def test_clock_that_had_run_ahead(world: World) -> None:
+    """BM-2: by years, with a plan made meanwhile: nothing is missed when it is right again."""
+    user = world.create(datetime.date(1990, 3, 10))
+    world.now += 3 * 365 * DAY
+    world.turn()
+    world.now = at("2027-03-09 12:00")
+    late = world.create(datetime.date(1990, 3, 10))
+    world.turn()
+    world.now = at("2027-03-10 09:00")
+    assert {found for found, year, _ in world.turn() if year == 2027} == {user, late}
+
+
+def test_replayed_though_it_is_old(world: World) -> None:
+    """BM-3: what was in the queue once is not dropped for its age, nor moved."""
+    user = world.create(datetime.date(1990, 2, 21))
+    world.now = at("2027-02-21 09:00")
+    world.turn()
+    with world.backends.connect() as connection:
+        connection.execute("UPDATE birthday_messages SET state = 'dead', attempts = 8")
+    world.now += CATCH_UP + 2 * DAY
+    assert world.messages.replay(world.now, None) == 1
+    world.change(user, datetime.date(1990, 12, 24))
+    world.messages.plan(world.now, world.now + AHEAD, world.now - CATCH_UP)
+    assert [found for found, _, _ in world.turn()] == [user]
+
+
+def test_tables_without_rows(world: World) -> None:
+    """BM-10: as in a rehearsal: users can be created and changed, and a plan begins."""
+    with world.backends.connect() as connection:
+        connection.execute("DELETE FROM birthday_plan")
+    user = world.create(datetime.date(1990, 2, 21))
+    world.change(user, datetime.date(1990, 2, 22))
+    world.turn()
+    assert [row[0] for row in world.planned()] == [user]
+
+
 def test_deleted_user(world: World) -> None:
     """BM-2: gets none."""
     user = world.create(datetime.date(1990, 2, 21))
@@ -319,16 +367,22 @@ def _simulate(
 def test_users_come_while_it_is_planned(clean: Backends) -> None:
     """BM-2: nobody falls between the plan and the one who plans."""
     world = World(clean)
-    created: list[int] = []
+    everybody: list[list[int]] = []
     stop = threading.Event()
 
     def come(number: int) -> None:
         database = Database(clean.environ["DATABASE_URL"], "app-password")
         users = UserStore(database, lambda: world.now)
         count = 0
+        created: list[int] = []
+        everybody.append(created)
         while not stop.is_set():
             values = world.values(datetime.date(1990, 2, 21) + count % 12 * DAY, "UTC")
-            created.append(users.create({**values, "email": f"{number}-{count}@x.org"})["id"])
+            values["email"] = f"{number}-{count}@x.org"
+            created.append(users.create(values)["id"])
+            values["birthday"] = datetime.date(1990, 2, 21) + (count * 5 + 1) % 12 * DAY
+            if count % 2:
+                users.replace(created[-1], values)
             count += 1
         database.close()
 
@@ -337,20 +391,21 @@ def test_users_come_while_it_is_planned(clean: Backends) -> None:
         thread.start()
     start = world.now
     for hours in range(200):
-        world.messages.plan(start + hours * HOUR, start - CATCH_UP)
+        world.messages.plan(start, start + hours * HOUR, start - CATCH_UP)
     stop.set()
     for thread in threads:
         thread.join()
-    world.messages.plan(start + 200 * HOUR, start - CATCH_UP)
+    world.messages.plan(start, start + 200 * HOUR, start - CATCH_UP)
     with clean.connect() as connection:
         missing = connection.execute(
-            "SELECT count(*) FROM users LEFT JOIN birthday_messages ON user_id = users.id"
-            " WHERE (birthday + interval '37 years' + interval '9 hours') AT TIME ZONE 'UTC'"
-            " <= %s AND user_id IS NULL",
+            "SELECT count(*) FROM (SELECT id, (birthday + interval '37 years 9 hours')"
+            " AT TIME ZONE 'UTC' AS due FROM users) AS expected"
+            " LEFT JOIN birthday_messages ON user_id = expected.id AND due_at = due"
+            " WHERE due <= %s AND user_id IS NULL",
             (start + 199 * HOUR,),
         ).fetchone()
     world.close()
-    assert len(created) > 100
+    assert sum(len(created) for created in everybody) > 100
     assert missing == (0,)
 
 

@@ -222,6 +222,9 @@ class _BirthdaySettings(ProcessSettings):
     amqp_password: SecretFromFile = Field(alias="AMQP_PASSWORD_FILE")
     queue: str = Field("birthdays", alias="BIRTHDAYS_QUEUE", pattern=r"^[a-z][a-z0-9.-]{0,63}$")
     """Of messages to be sent; `<queue>.dead` takes those that cannot be."""
+    catch_up_days: int = Field(7, alias="BIRTHDAYS_CATCH_UP_DAYS", ge=1, le=31)
+    """For how long after it was due a message waits for the end of an outage: of the scheduler, and
+    it is not sent; of the email service, and its attempts count."""
 
 
 class SchedulerSettings(_BirthdaySettings):
@@ -231,8 +234,6 @@ class SchedulerSettings(_BirthdaySettings):
     """Between looks for what is due."""
     ahead_hours: int = Field(48, alias="BIRTHDAYS_AHEAD_HOURS", ge=30, le=240)
     """How far ahead messages are planned: more than zones lie apart."""
-    catch_up_days: int = Field(7, alias="BIRTHDAYS_CATCH_UP_DAYS", ge=1, le=31)
-    """How long ago what is still planned was due: after a longer outage it is not sent."""
 
 
 class WorkerSettings(_BirthdaySettings):

@@ -14,7 +14,8 @@ CONNECT_TIMEOUT = 2.0
 """Seconds to connect."""
 _ANSWER = 65_536
 """Bytes of an answer that are read so that the connection can be used again."""
-_LATER = frozenset({408, 425, 429})
+# 409: an attempt before is still under way there.
+_LATER = frozenset({408, 409, 425, 429})
 
 
 class Refused(Exception):

@@ -54,11 +54,11 @@ SET claimed_until = %(until)s, attempts = attempts + 1
 FROM users
 WHERE birthday_messages.id = ANY(%(ids)s) AND users.id = user_id AND state = 'queued'
     AND (claimed_until IS NULL OR claimed_until <= %(now)s)
-RETURNING birthday_messages.id, user_id, year, attempts, first_name, last_name, email
+RETURNING birthday_messages.id, user_id, year, due_at, attempts, first_name, last_name, email
 """
 # In the hand of another, who may have died: it is looked at again when that hand must be empty.
 _POSTPONE = """
-UPDATE birthday_messages SET state = 'planned', next_at = claimed_until
+UPDATE birthday_messages SET state = 'planned', next_at = least(claimed_until, %(until)s)
 WHERE id = ANY(%(ids)s) AND state = 'queued' AND claimed_until > %(now)s
 """
 _SENT = """
@@ -79,6 +79,10 @@ WHERE id = %(id)s AND attempts = %(attempt)s AND state IN ('planned', 'queued')
 _DEAD = """
 UPDATE birthday_messages
 SET state = 'dead', claimed_until = NULL, error = coalesce(error, %(reason)s)
+WHERE id = %(id)s AND state = 'queued'
+"""
+_AGAIN = """
+UPDATE birthday_messages SET state = 'planned', next_at = %(now)s
 WHERE id = %(id)s AND state = 'queued'
 """
 _LOST = """
@@ -107,6 +111,7 @@ class Message:
     id: int
     user_id: int
     year: int
+    due_at: datetime.datetime
     attempts: int
     """How many there have been, this one included."""
     first_name: str
@@ -160,10 +165,13 @@ class MessageStore:
             self._acts = bool(row and row[0])
         return self._acts
 
-    def plan(self, until: datetime.datetime, not_before: datetime.datetime) -> tuple[int, bool]:
+    def plan(
+        self, now: datetime.datetime, until: datetime.datetime, not_before: datetime.datetime
+    ) -> tuple[int, bool]:
         """Plan the messages of a portion of time.
 
         Args:
+            now: the time.
             until: up to when messages are to be planned.
             not_before: what was due before is not sent any more.
 
@@ -174,11 +182,11 @@ class MessageStore:
         with connection.transaction(), connection.cursor() as cursor:
             cursor.execute("SELECT pg_advisory_xact_lock(%(key)s)", {"key": PLAN_LOCK})
             row = cursor.execute("SELECT planned_until FROM birthday_plan").fetchone()
-            assert row  # noqa: S101 - the migration has put it there
-            after = max(row[0], not_before)
-            end = min(until, after + PORTION)
-            if end <= row[0]:
-                return 0, True
+            before = row[0] if row else now
+            # From now on, or from where the last plan ended if that is behind: what is planned
+            # stays as it is, and a clock that had run ahead leaves no gap.
+            after = max(min(before, now), not_before)
+            end = min(until, after + PORTION) if before < now else until
             users, years, moments = [], [], []
             for user_id, birthday, zone, since in cursor.execute(
                 _CELEBRATING, {"days": days(after, end)}
@@ -191,10 +199,14 @@ class MessageStore:
             planned = cursor.rowcount
             cursor.execute(
                 "DELETE FROM birthday_messages"
-                " WHERE state = 'planned' AND attempts = 0 AND due_at < %(before)s",
+                " WHERE state = 'planned' AND queued_at IS NULL AND due_at < %(before)s",
                 {"before": not_before},
             )
-            cursor.execute("UPDATE birthday_plan SET planned_until = %(end)s", {"end": end})
+            cursor.execute(
+                "INSERT INTO birthday_plan (planned_until) VALUES (%(end)s)"
+                " ON CONFLICT (one) DO UPDATE SET planned_until = %(end)s",
+                {"end": end},
+            )
         return planned, end == until
 
     def enqueue(self, now: datetime.datetime, limit: int) -> int:
@@ -215,6 +227,10 @@ class MessageStore:
         self._connection.open().execute(
             "DELETE FROM birthday_outbox WHERE message_id = ANY(%(ids)s)", {"ids": list(ids)}
         )
+
+    def check(self) -> None:
+        """Ask whether the database answers."""
+        self._connection.open().execute("SELECT")
 
     def claim(self, ids: Sequence[int], now: datetime.datetime, seconds: float) -> list[Message]:
         """Take messages in hand for a time; those that are settled or in another's are left out."""
@@ -262,6 +278,11 @@ class MessageStore:
         """Give a message up, for this reason if none is known; False if it is settled."""
         parameters = {"id": message_id, "reason": reason}
         return bool(self._connection.open().execute(_DEAD, parameters).rowcount)
+
+    def again(self, message_id: int, now: datetime.datetime) -> bool:
+        """Plan a message anew that the queue has given up; False if it is settled."""
+        parameters = {"id": message_id, "now": now}
+        return bool(self._connection.open().execute(_AGAIN, parameters).rowcount)
 
     def lost(self, now: datetime.datetime, before: datetime.datetime) -> int:
         """Plan anew what was queued before a moment and is not in the queue; return how many."""

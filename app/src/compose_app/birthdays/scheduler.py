@@ -16,7 +16,7 @@ from prometheus_client import Counter, Gauge
 from compose_app import loop
 from compose_app.birthdays import broker
 from compose_app.birthdays.broker import Broker
-from compose_app.birthdays.messages import MessageStore
+from compose_app.birthdays.messages import Figures, MessageStore
 from compose_app.birthdays.store import Clock, utc_now
 from compose_app.config import SchedulerSettings
 
@@ -69,13 +69,11 @@ class Scheduler:
     def step(self) -> float:
         """Plan, enqueue and publish a portion, and see to the dead and the lost."""
         acts = self._store.acts()
-        ACTIVE.set(acts)
         if not acts:
+            self._measure(acts=False)
             return STANDBY
         now = self._clock()
-        figures = self._store.figures(now)
-        OVERDUE.set(figures.overdue)
-        DEAD.set(figures.dead)
+        self._measure(acts=True)
         complete = self._plan(now)
         enqueued = self._store.enqueue(now, AT_ONCE)
         ENQUEUED.inc(enqueued)
@@ -84,10 +82,17 @@ class Scheduler:
         self._find_lost(now)
         return self._interval if complete and enqueued < AT_ONCE else 0
 
+    def _measure(self, *, acts: bool) -> None:
+        """Only who acts knows how things stand."""
+        figures = self._store.figures(self._clock()) if acts else Figures(0, 0)
+        ACTIVE.set(acts)
+        OVERDUE.set(figures.overdue)
+        DEAD.set(figures.dead)
+
     def _plan(self, now: datetime.datetime) -> bool:
         if time.monotonic() < self._plan_due:
             return True
-        planned, complete = self._store.plan(now + self._ahead, now - self._catch_up)
+        planned, complete = self._store.plan(now, now + self._ahead, now - self._catch_up)
         PLANNED.inc(planned)
         if complete:
             self._plan_due = time.monotonic() + PLAN_INTERVAL
@@ -102,14 +107,22 @@ class Scheduler:
             self._store.published(ids)
 
     def _bury(self) -> None:
-        """Give up what workers rejected or died of; the queue of the dead is left empty."""
-        while delivery := self._queue.take_dead():
-            dead = delivery.message_id is not None and self._store.dead(
-                delivery.message_id, f"given up by the queue: {delivery.reason}"
-            )
-            self._queue.done(delivery)
-            if dead:
+        """See to what has come to the queue of the dead, a portion of it.
+
+        What a worker rejected is dead. What was delivered too often is not: its attempts are
+        counted elsewhere, and workers that find no database give it back as often as they look.
+        """
+        for _ in range(AT_ONCE):
+            delivery = self._queue.take_dead()
+            if delivery is None:
+                return
+            if delivery.message_id is None:
+                _log.error("what was in the queue is no message")
+            elif delivery.reason == "delivery_limit":
+                self._store.again(delivery.message_id, self._clock())
+            elif self._store.dead(delivery.message_id, f"given up: {delivery.reason}"):
                 _log.error("message is dead", message_id=delivery.message_id)
+            self._queue.done(delivery)
 
     def _find_lost(self, now: datetime.datetime) -> None:
         if time.monotonic() < self._lost_due:
@@ -121,7 +134,7 @@ class Scheduler:
 
     def lost(self) -> None:
         """Connect anew; another scheduler may act meanwhile."""
-        ACTIVE.set(0)
+        self._measure(acts=False)
         self._store.close()
         self._queue.close()
 

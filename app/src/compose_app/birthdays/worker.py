@@ -89,6 +89,8 @@ class Worker:
         self._queue.breathe()
         if wait := self._breaker.wait:
             return min(WAIT, wait)
+        # Taken for nothing, a message would come nearer to its limit of deliveries.
+        self._store.check()
         # One is enough to find out whether the service is back.
         limit = self._settings.concurrency if self._breaker.closed else 1
         deliveries = self._queue.take(limit, WAIT)
@@ -99,15 +101,20 @@ class Worker:
     def _settle(self, deliveries: list[Delivery]) -> None:
         ids = [delivery.message_id for delivery in deliveries if delivery.message_id is not None]
         lease = self._settings.timeout_seconds + LEASE
-        messages = self._store.claim(ids, self._clock(), lease)
+        claimed = self._store.claim(ids, self._clock(), lease)
+        messages = [message for message in claimed if message.attempts <= self._settings.attempts]
         outcomes = list(self._threads.map(self._attempt, messages))
         self._count(outcomes)
-        sent, retries, refused = [], [], []
+        sent: list[Message] = []
+        retries: list[Retry] = []
+        refused = [
+            (message, "workers have died of it") for message in claimed if message not in messages
+        ]
         for message, outcome in zip(messages, outcomes, strict=True):
             match outcome:
                 case None:
                     sent.append(message)
-                case Failed() if not self._breaker.closed:
+                case Failed() if self._excused(message):
                     retries.append(self._retry(message, outcome, counts=False))
                 case Failed() if message.attempts < self._settings.attempts:
                     retries.append(self._retry(message, outcome, counts=True))
@@ -122,8 +129,6 @@ class Worker:
                 self._queue.done(delivery)
 
     def _attempt(self, message: Message) -> Failed | Refused | None:
-        if message.attempts > self._settings.attempts:
-            return Refused("workers have died of it")
         try:
             with DURATION.time():
                 self._service.send(
@@ -153,6 +158,11 @@ class Worker:
             _log.warning("the email service is left alone", error=str(outcomes[0]))
         if self._breaker.closed and not closed:
             _log.info("the email service is back")
+
+    def _excused(self, message: Message) -> bool:
+        """Whether a failure is the email service's and not the message's, for as long as it may."""
+        patience = datetime.timedelta(days=self._settings.catch_up_days)
+        return not self._breaker.closed and self._clock() - message.due_at < patience
 
     def _retry(self, message: Message, failure: Failed, *, counts: bool) -> Retry:
         settings = self._settings
