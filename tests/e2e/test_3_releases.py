@@ -185,13 +185,16 @@ def test_scale(stack: Stack) -> None:
     """UT-8: more containers and fewer again, each with a share of the requests; none is lost."""
 
     def counts() -> list[int]:
-        """Containers of the API, the query service and the processor."""
+        """Containers of the API, the query service, the processor and the worker."""
         slot, found = stack.api_slot().removeprefix("api-"), stack.services()
-        return [len(found[name]) for name in (f"api-{slot}", f"query-{slot}", "processor")]
+        names = (f"api-{slot}", f"query-{slot}", "processor", "worker")
+        return [len(found[name]) for name in names]
 
     with serving(stack):
-        site_yml(api_scale=3, usage_query_scale=2, usage_processor_scale=2).succeeded()
-    assert counts() == [3, 2, 2]
+        site_yml(
+            api_scale=3, usage_query_scale=2, usage_processor_scale=2, birthdays_worker_scale=2
+        ).succeeded()
+    assert counts() == [3, 2, 2, 2]
     directory = Path(DIRECTORY, "run", "sockets", stack.api_slot().removeprefix("api-"))
     for application, scale, path in (
         ("api", 3, "/api/items?limit=1"),
@@ -208,7 +211,7 @@ def test_scale(stack: Stack) -> None:
         assert min(served) >= 2, served
     with serving(stack):
         site_yml().succeeded()
-    assert counts() == [1, 1, 1]
+    assert counts() == [1, 1, 1, 1]
 
 
 def test_maintenance(stack: Stack) -> None:
