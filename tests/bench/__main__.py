@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.bench import claims, footprint, load, messages, usage
+from tests.bench import claims, endpoints, footprint, load, messages, usage
 from tests.figures import Figure, report, table, write
 from tests.harness import MAX_EXECUTIONS, ROOT, Engine, Run, Site, Stack, playbook
 
@@ -262,6 +262,16 @@ def claims_per_second(bench: Bench) -> list[Figure]:
     ]
 
 
+def patience(bench: Bench) -> list[Figure]:
+    return [
+        Figure(
+            f"p99 of `{found.name}` at half of its limit",
+            f"{found.p99_ms:.1f} ms at {found.limit / 2:.0f} requests/s",
+        )
+        for found in endpoints.measure(bench.stack)
+    ]
+
+
 def usage_per_second(bench: Bench) -> list[Figure]:
     # On the disk: in memory nothing is durable, and a million events count as PostgreSQL's memory.
     bench.down()
@@ -355,6 +365,9 @@ NOTES = f"""\
   many processes; the plain COPY goes into a hypertable with the same index and knows nothing of
   ids. One processor, half a core. Reports: {usage.PER_SECOND} a second, one event each, timed from
   when each was due, in {usage.ROUNDS} rounds of {usage.SECONDS} s without and with readers.
+- Endpoints: {endpoints.CLIENTS} clients on the same machine. The limit is what is answered when
+  each sends the next request at once, for {endpoints.SECONDS} s; then requests come at half of
+  that pace, and each is timed from when it was due.
 - Messages: {messages.MESSAGES} of them, one worker with half a core that sends four at once, and a
   stand-in email service that answers at once. Each is written down by the broker before the next.
 - From a bare machine to healthy HTTPS is not measured here: that needs a bare machine.
@@ -373,6 +386,7 @@ def measure(bench: Bench) -> tuple[list[Figure], bool]:
         ("images", images),
         ("requests per second", requests_per_second),
         ("claims per second", claims_per_second),
+        ("endpoints at half of their limits", patience),
         ("usage", usage_per_second),
         ("birthday messages", messages_per_second),
         ("memory of the profile `monitoring`", monitoring_memory),
