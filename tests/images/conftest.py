@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-NAMES = ["postgres", "redis", "nginx", "api"]
+NAMES = ["postgres", "redis", "rabbitmq", "nginx", "api"]
 PREFIX = "images-test"
 
 

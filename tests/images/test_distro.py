@@ -116,6 +116,21 @@ class TestContract:
         )
         assert said.splitlines() == ["999", "1000", "999:1000", "PONG", "redis_version:8"]
 
+    def test_rabbitmq(self, distro: dict[str, str]) -> None:
+        """BM-4 and FS-6: RabbitMQ 4 as uid 999, with its plugins, and a cookie of nobody's."""
+        said = inside(
+            distro["rabbitmq"],
+            """
+            id -u; id -g; stat -c '%u:%g %a' /var/lib/rabbitmq; ls -A /var/lib/rabbitmq
+            command -v rabbitmq-server
+            rabbitmq-plugins --offline list -m | grep -Ex 'rabbitmq_(management|prometheus)'
+            """,
+        )
+        assert said.splitlines() == [
+            *("999", "999", "999:999 700", "/usr/lib/rabbitmq/bin/rabbitmq-server"),
+            *("rabbitmq_management", "rabbitmq_prometheus"),
+        ]
+
     def test_nginx(self, distro: dict[str, str]) -> None:
         """CS-8 and FS-6: nginx as uid 101 with the stream module, and wget for the health check."""
         said = inside(
@@ -173,7 +188,7 @@ class TestContract:
         paths = [f"/opt/venv/bin/{command}" for command in commands]
         assert said.splitlines() == ["10001", "10001", *paths, "[]", "[]"]
 
-    @pytest.mark.parametrize("name", ["postgres", "redis", "nginx", "api"])
+    @pytest.mark.parametrize("name", ["postgres", "redis", "rabbitmq", "nginx", "api"])
     def test_images_start_nothing_as_root(self, distro: dict[str, str], name: str) -> None:
         """FS-6 and FS-8: no root by default, no entry point, no secret in the environment."""
         config = json.loads(
