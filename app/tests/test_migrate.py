@@ -48,7 +48,8 @@ def empty(clean: Backends) -> Backends:
             connection.execute(f"DROP TABLE {hypertable}")  # each goes alone
         connection.execute(
             "DROP TABLE items, claims, coupons, users, usage_event_ids, usage_rejected,"
-            " usage_changes, usage_days, alembic_version"
+            " usage_changes, usage_days, birthday_messages, birthday_outbox, birthday_plan,"
+            " alembic_version"
         )
         connection.execute("DROP FUNCTION note_usage_changes, drop_usage_chunks")
     return clean
@@ -211,8 +212,9 @@ def squawk(sql: str) -> str:
         [
             *(str(Path(sys.executable).with_name("squawk")), "--reporter=gcc"),
             *("--pg-version=17", "--assume-in-transaction"),
-            # Prices and amounts that fit are no keys that run out.
-            *("--exclude=prefer-bigint-over-int", "--stdin-filepath=migrations.sql"),
+            # Prices, amounts and years that fit are no keys that run out.
+            *("--exclude=prefer-bigint-over-int", "--exclude=prefer-bigint-over-smallint"),
+            "--stdin-filepath=migrations.sql",
         ],
         input=sql,
         capture_output=True,
