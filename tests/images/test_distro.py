@@ -123,12 +123,12 @@ class TestContract:
             """
             id -u; id -g; stat -c '%u:%g %a' /var/lib/rabbitmq; ls -A /var/lib/rabbitmq
             command -v rabbitmq-server
-            rabbitmq-plugins --offline list -m | grep -Ex 'rabbitmq_(management|prometheus)'
+            ls /usr/lib/rabbitmq/lib/*/plugins | grep -Eo '^rabbitmq_(management|prometheus)-4'
             """,
         )
         assert said.splitlines() == [
             *("999", "999", "999:999 700", "/usr/lib/rabbitmq/bin/rabbitmq-server"),
-            *("rabbitmq_management", "rabbitmq_prometheus"),
+            *("rabbitmq_management-4", "rabbitmq_prometheus-4"),
         ]
 
     def test_nginx(self, distro: dict[str, str]) -> None:
