@@ -108,7 +108,9 @@ def test_management_page(stack: Stack) -> None:
     assert {"birthdays", "birthdays.dead"} <= queues.keys()
     assert {item["type"] for item in queues.values()} == {"quorum"}
     assert queues["birthdays"]["arguments"]["x-dead-letter-strategy"] == "at-least-once"
-    assert requests.delete(f"{api}/queues/app/birthdays", **signed_in).status_code in (401, 403)
+    for path in ("birthdays", "birthdays/contents"):
+        refused = requests.delete(f"{api}/queues/app/{path}", **signed_in)
+        assert refused.status_code in (401, 403), path
     assert requests.get(f"{api}/users", **signed_in).status_code == 401
     for account in (("guest", "guest"), ("operator", "wrong"), ("app", "app")):
         assert requests.get(f"{api}/whoami", auth=account, timeout=10).status_code == 401
