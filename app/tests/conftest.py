@@ -460,6 +460,24 @@ class Gunicorn:
             raise
 
 
+def start_process(
+    command: str, environ: dict[str, str], run_dir: Path, **overrides: str
+) -> subprocess.Popen[bytes]:
+    """One of the processes beside the API, as its container has it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "compose_app", command],
+        env={
+            **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
+            **environ,
+            "PYTHONPATH": str(SRC),
+            "METRICS_PORT": "0",
+            "API_RUN_DIR": str(run_dir),
+            **overrides,
+        },
+        stdout=subprocess.DEVNULL,
+    )
+
+
 StartGunicorn = Callable[..., Gunicorn]
 
 

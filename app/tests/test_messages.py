@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from typing import Any
 import psycopg
 import pytest
 import urllib3
+from flask import Flask, request
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from compose_app import mailbox
@@ -31,7 +31,7 @@ from compose_app.birthdays.store import UserStore
 from compose_app.birthdays.worker import Worker, backoff
 from compose_app.config import ConfigError, DatabaseSettings, SchedulerSettings, WorkerSettings
 from compose_app.db import Database
-from conftest import RABBITMQ, SRC, Backends, RabbitMQ, wait_for
+from conftest import RABBITMQ, Backends, RabbitMQ, free_port, start_process, wait_for
 from test_plan import ZONES
 
 UTC = datetime.UTC
@@ -39,18 +39,30 @@ TODAY = datetime.datetime.now(UTC)
 QUEUE, DEAD = "birthdays", "birthdays.dead"
 
 
-class Mailbox:
-    """The stand-in email service, in this process."""
+class Server:
+    """A WSGI application in this process, on a port of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, app: Flask) -> None:
         quiet = type("Quiet", (WSGIRequestHandler,), {"log": lambda *_: None})
         self._server: BaseWSGIServer = make_server(
-            "127.0.0.1", 0, mailbox.build_app(), threaded=True, request_handler=quiet
+            "127.0.0.1", 0, app, threaded=True, request_handler=quiet
         )
         self._thread = threading.Thread(target=self._server.serve_forever)
         self._thread.start()
         self.address = f"http://127.0.0.1:{self._server.port}"
         self.url = f"{self.address}/messages"
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+class Mailbox(Server):
+    """The stand-in email service."""
+
+    def __init__(self) -> None:
+        super().__init__(mailbox.build_app())
 
     def messages(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = urllib3.request("GET", self.url).json()
@@ -58,11 +70,6 @@ class Mailbox:
 
     def behave(self, **behaviour: Any) -> None:
         assert urllib3.request("PUT", f"{self.address}/behaviour", json=behaviour).status == 200
-
-    def stop(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
 
 
 @pytest.fixture
@@ -399,6 +406,17 @@ def test_given_up_by_the_queue(stage: Stage) -> None:
     assert stage.rows() == [("sent", 1, None)]
 
 
+def test_database_away(stage: Stage) -> None:
+    """BM-3: nothing is taken that could not be settled."""
+    stage.celebrate(3)
+    turn(stage.scheduler())
+    sender = stage.worker()
+    sender._store = MessageStore(f"postgresql://app@127.0.0.1:{free_port()}/app", "x", "test")
+    with pytest.raises(psycopg.OperationalError):
+        turn(sender)
+    assert stage.depth(QUEUE) == 3
+
+
 def test_database_refuses_for_long(stage: Stage) -> None:
     """BM-2: messages are taken and given back more often than the queue allows, and none dies."""
     stage.celebrate(6)
@@ -568,7 +586,7 @@ def test_backoff() -> None:
 
 def test_service_says_when(post: Mailbox) -> None:
     """BM-3: refusals, failures, and an answer that is no answer."""
-    service = EmailService(post.url, "token", 1, 1)
+    service = EmailService(post.url, None, 1, 1)
     service.send("k", "a@example.org", "s", "t")
     for status, kind in (
         (400, Refused),
@@ -581,11 +599,39 @@ def test_service_says_when(post: Mailbox) -> None:
         post.behave(failure=1, status=status)
         with pytest.raises(kind, match=str(status)):
             service.send("k", "a@example.org", "s", "t")
-    post.stop()
+    service.close()
+
+
+def test_service_that_is_gone() -> None:
+    """BM-3: is no reason to give a message up."""
+    box = Mailbox()
+    service = EmailService(box.url, None, 1, 1)
+    box.stop()
     with pytest.raises(Failed, match="no answer"):
         service.send("k", "a@example.org", "s", "t")
-    post.__init__()  # type: ignore[misc]
     service.close()
+
+
+def test_what_the_service_is_told_and_tells() -> None:
+    """BM-3: who asks, for which message, and when to come again."""
+    app, asked = Flask(__name__), []
+
+    @app.post("/messages")
+    def answer() -> tuple[str, int, dict[str, str]]:
+        asked.append((dict(request.headers), request.get_json()))
+        return "", 429, {"Retry-After": "7"}
+
+    server = Server(app)
+    service = EmailService(server.url, "hunter2", 1, 1)
+    with pytest.raises(Failed) as raised:
+        service.send("birthday-1-2027", "a@example.org", "s", "t")
+    service.close()
+    server.stop()
+    assert raised.value.after == 7
+    ((headers, body),) = asked
+    assert headers["Authorization"] == "Bearer hunter2"
+    assert headers["Idempotency-Key"] == "birthday-1-2027"
+    assert body == {"to": "a@example.org", "subject": "s", "text": "t"}
 
 
 @pytest.mark.parametrize(
@@ -615,23 +661,13 @@ def test_wrong_settings(tmp_path: Path, name: str, value: str, word: str) -> Non
         WorkerSettings.from_environ({**good, name: value})
 
 
-def _start(stage: Stage, run_dir: Path, command: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "compose_app", command],
-        env={
-            **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
-            **stage.environ,
-            "PYTHONPATH": str(SRC),
-            "METRICS_PORT": "0",
-            "API_RUN_DIR": str(run_dir),
-            "BIRTHDAYS_INTERVAL_SECONDS": "0.1",
-            "BIRTHDAYS_BACKOFF_SECONDS": "0.2",
-            "BIRTHDAYS_BACKOFF_MAX_SECONDS": "1",
-            "BIRTHDAYS_BREAKER_SECONDS": "0.2",
-            "BIRTHDAYS_ATTEMPTS": "100",
-        },
-        stdout=subprocess.DEVNULL,
-    )
+IMPATIENT = {
+    "BIRTHDAYS_INTERVAL_SECONDS": "0.1",
+    "BIRTHDAYS_BACKOFF_SECONDS": "0.2",
+    "BIRTHDAYS_BACKOFF_MAX_SECONDS": "1",
+    "BIRTHDAYS_BREAKER_SECONDS": "0.2",
+    "BIRTHDAYS_ATTEMPTS": "100",
+}
 
 
 def _catches_sigterm(pid: int) -> bool:
@@ -693,7 +729,11 @@ def test_killed_at_random(stage: Stage, tmp_path: Path, monkeypatch: pytest.Monk
     mover = threading.Thread(target=move)
     mover.start()
     commands = ("scheduler", "scheduler", "worker", "worker")
-    running = [_start(stage, tmp_path, command) for command in commands]
+
+    def start(command: str) -> subprocess.Popen[bytes]:
+        return start_process(command, stage.environ, tmp_path, **IMPATIENT)
+
+    running = [start(command) for command in commands]
     try:
         for _ in range(kills):
             place = draw.randrange(len(commands))
@@ -706,7 +746,7 @@ def test_killed_at_random(stage: Stage, tmp_path: Path, monkeypatch: pytest.Monk
                     "UPDATE birthday_messages SET next_at = now(), claimed_until = now()"
                     " WHERE claimed_until IS NOT NULL AND attempts > 0 AND state = 'planned'"
                 )
-            running[place] = _start(stage, tmp_path, commands[place])
+            running[place] = start(commands[place])
         wait_for(
             "all messages",
             lambda: [row[0] for row in stage.rows("state")] == ["sent"] * users,

@@ -154,6 +154,15 @@ def test_created_within_the_plan(world: World) -> None:
     assert len(world.turn()) == 3
 
 
+def test_created_while_nobody_plans(world: World) -> None:
+    """BM-2: as when somebody does: before nine yes, after it no, once it is planned."""
+    world.now = at("2027-02-21 08:59")
+    early = world.create(datetime.date(1990, 2, 21))
+    world.now = at("2027-02-21 09:01")
+    world.create(datetime.date(1990, 2, 21))
+    assert [user for user, _, _ in world.turn()] == [early]
+
+
 @pytest.mark.parametrize(
     ("birthday", "zone", "sent"),
     [

@@ -9,7 +9,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -28,7 +27,7 @@ from compose_app.loop import Loop
 from compose_app.usage import processor, queue, replay
 from compose_app.usage.processor import Processor
 from compose_app.usage.store import Queued
-from conftest import SRC, Backends, StartGunicorn, wait_for
+from conftest import Backends, StartGunicorn, start_process, wait_for
 
 KEEP = {
     "USAGE_LATE_DAYS": "35",
@@ -440,21 +439,6 @@ def added(backends: Backends) -> int:
         return int(row[0] or 0) if row else 0
 
 
-def _start(backends: Backends, run_dir: Path, command: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "compose_app", command],
-        env={
-            **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
-            **backends.environ,
-            **KEEP,
-            "PYTHONPATH": str(SRC),
-            "METRICS_PORT": "0",
-            "API_RUN_DIR": str(run_dir),
-        },
-        stdout=subprocess.DEVNULL,
-    )
-
-
 def test_killed_at_random(gunicorn: StartGunicorn, clean: Backends, tmp_path: Path) -> None:
     """UT-2, UT-4: killed ten times under load, nothing acknowledged is lost or counts twice.
 
@@ -467,6 +451,9 @@ def test_killed_at_random(gunicorn: StartGunicorn, clean: Backends, tmp_path: Pa
     stop = threading.Event()
     accepted: dict[str, int] = {}
     draw = random.Random(5)
+
+    def start(command: str) -> subprocess.Popen[bytes]:
+        return start_process(command, clean.environ, tmp_path, **KEEP)
 
     def send(client: int) -> None:
         number = 0
@@ -483,7 +470,10 @@ def test_killed_at_random(gunicorn: StartGunicorn, clean: Backends, tmp_path: Pa
     worked = 0
     try:
         for _ in range(kills):
-            running = [_start(clean, tmp_path, each) for each in ("processor", "aggregator")]
+            running = [
+                start_process(each, clean.environ, tmp_path, **KEEP)
+                for each in ("processor", "aggregator")
+            ]
             before = len(counted(clean)), added(clean)
             wait_for(
                 "progress",
@@ -499,7 +489,7 @@ def test_killed_at_random(gunicorn: StartGunicorn, clean: Backends, tmp_path: Pa
         for sender in senders:
             sender.join()
     assert worked == 2 * kills
-    running = [_start(clean, tmp_path, each) for each in ("processor", "aggregator")]
+    running = [start(each) for each in ("processor", "aggregator")]
     try:
         wait_for("an empty queue", lambda: clean.queue_client().xlen(queue.STREAM) == 0, seconds=90)
         wait_for("roll-ups", lambda: added(clean) >= len(counted(clean)))

@@ -40,6 +40,7 @@ CHANGED: dict[str, tuple[str, dict[str, Any]]] = {
             "nginx_https_port": 8443,
             "grafana_anonymous": True,
             "loki_retention_hours": 24,
+            "secrets_values": {"birthdays_email_token": "not-a-secret"},
         },
     ),
     "without": (

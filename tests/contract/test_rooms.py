@@ -169,6 +169,17 @@ def test_workers_have_a_way_out_only_where_it_leads_somewhere(rendered: Rendered
     assert ("mailbox" in rendered.services) is (rendered.inventory == "dev")
 
 
+def test_a_token_is_for_the_workers_alone(rendered: Rendered, changed: Rendered) -> None:
+    """BM-3, FS-8: and only where secrets_values has one; it is never made up."""
+    name = "birthdays_email_token"
+    holders = {item for item, s in changed.services.items() if name in s.get("secrets", [])}
+    assert holders == {"worker"}
+    environment = changed.services["worker"]["environment"]
+    assert environment["EMAIL_TOKEN_FILE"] == f"/run/secrets/{name}"
+    assert "EMAIL_TOKEN_FILE" not in rendered.services["worker"]["environment"]
+    assert name not in rendered.services["worker"]["secrets"]
+
+
 def test_no_secret_in_the_environment(rendered: Rendered) -> None:
     """FS-8: the environment names files that hold secrets, never secrets."""
     for name, service in rendered.services.items():

@@ -11,6 +11,7 @@ from compose_app.cursor import decode
 
 MAX_PAGE = 100
 MAX_INTEGER = 2**31 - 1
+MAX_ID = 2**63 - 1
 _DIGITS = re.compile(r"[0-9]{1,19}", re.ASCII)
 
 

@@ -17,13 +17,10 @@ HEARTBEAT = 10
 """Seconds after two of which without a sign the other side is taken to be gone."""
 DELIVERY_LIMIT = 20
 """How often a message is delivered to workers that die of it."""
-
 GATHER = 0.01
 """Seconds to wait for another message that may be on its way."""
-
 OUTAGES = (AMQPError, AMQPConnectorException, OSError)
 """What every method raises when the broker does not answer, or refuses."""
-
 
 # It logs at length what it raises as well.
 logging.getLogger("pika").setLevel(logging.CRITICAL)

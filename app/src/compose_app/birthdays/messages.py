@@ -53,7 +53,6 @@ UPDATE birthday_messages
 SET claimed_until = %(until)s, attempts = attempts + 1
 FROM users
 WHERE birthday_messages.id = ANY(%(ids)s) AND users.id = user_id AND state = 'queued'
-    AND (claimed_until IS NULL OR claimed_until <= %(now)s)
 RETURNING birthday_messages.id, user_id, year, due_at, attempts, first_name, last_name, email
 """
 # In the hand of another, who may have died: it is looked at again when that hand must be empty.
@@ -238,7 +237,7 @@ class MessageStore:
         connection = self._connection.open()
         parameters = {"ids": list(ids), "now": now, "until": until}
         with connection.transaction(), connection.cursor(row_factory=class_row(Message)) as cursor:
-            # First: it must not find what is claimed here.
+            # First: what it leaves queued is in nobody's hand.
             cursor.execute(_POSTPONE, parameters)
             return cursor.execute(_CLAIM, parameters).fetchall()
 

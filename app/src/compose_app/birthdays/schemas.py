@@ -9,9 +9,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from compose_app.fields import Decimal, Text
+from compose_app.fields import MAX_ID, Decimal, Text
 
-MAX_ID = 2**63 - 1
 FIRST_BIRTHDAY = datetime.date(1900, 1, 1)
 EARLIEST_ZONE = datetime.timezone(datetime.timedelta(hours=14))
 """Where a day begins first."""

@@ -30,10 +30,9 @@ from compose_app.console import charts
 from compose_app.console.api import Answer, InnerApi
 from compose_app.console.session import ConsoleSessions
 from compose_app.dependencies import RETRY_AFTER, Unavailable
+from compose_app.fields import MAX_ID
 from compose_app.redis import Cache
 
-MAX_ID = 2**63 - 1
-"""PostgreSQL knows no greater bigint."""
 ATTEMPTS_A_MINUTE = 10
 """Wrong passwords after which none of that client's is looked at for the minute."""
 MESSAGES = 50
@@ -47,7 +46,8 @@ def _digest(purpose: bytes, password: str) -> str:
 
 def _page(name: str, status: int = 200, **values: Any) -> Response:
     html = render_template(f"console/{name}.html", **values)
-    return Response(html, status, content_type="text/html; charset=utf-8")
+    headers = {"Retry-After": str(RETRY_AFTER)} if status == 503 else None
+    return Response(html, status, headers, content_type="text/html; charset=utf-8")
 
 
 def _cents(price: str) -> object:
@@ -123,9 +123,7 @@ def blueprint(
     @bp.errorhandler(Unavailable)
     def on_unavailable(error: Unavailable) -> Response:
         faults = [f"The {error.name} does not answer at the moment. Try again."]
-        response = _page("error", 503, title="Not available", faults=faults)
-        response.headers["Retry-After"] = str(RETRY_AFTER)
-        return response
+        return _page("error", 503, title="Not available", faults=faults)
 
     @bp.errorhandler(HTTPException)
     def on_http(error: HTTPException) -> Response:
@@ -169,10 +167,7 @@ def blueprint(
         found = api.call("GET", f"{path}?limit=20{f'&cursor={quote(cursor)}' if cursor else ''}")
         faults = answer.faults if answer else [] if found.good else found.faults
         status = answer.status if answer else found.status
-        page = _page(name, status, page=found.document, faults=faults, given=request.form)
-        if status == 503:
-            page.headers["Retry-After"] = str(RETRY_AFTER)
-        return page
+        return _page(name, status, page=found.document, faults=faults, given=request.form)
 
     def done(name: str, path: str, answer: Answer, said: str) -> Response:
         if not answer.good:
@@ -236,7 +231,7 @@ def blueprint(
         start = charts.since(bucket, datetime.now(UTC))
         asked = {"tenant": tenant, "bucket": bucket, "from": start.isoformat(), "limit": 1000}
         found = api.call("GET", f"/api/usage?{urlencode(asked)}")
-        page = _page(
+        return _page(
             "usage",
             found.status,
             charts=charts.charts(found.document.get("buckets", []), bucket, start),
@@ -246,9 +241,6 @@ def blueprint(
             height=charts.HEIGHT,
             **shown,
         )
-        if found.status == 503:
-            page.headers["Retry-After"] = str(RETRY_AFTER)
-        return page
 
     def messages(status: int = 200, faults: Sequence[str] = ()) -> Response:
         coming, dead = desk.coming(MESSAGES), desk.dead(MESSAGES)

@@ -7,9 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from compose_app.fields import MAX_INTEGER, Decimal, Text
-
-MAX_ID = 2**63 - 1
+from compose_app.fields import MAX_ID, MAX_INTEGER, Decimal, Text
 
 Name = Annotated[
     Text,
