@@ -22,6 +22,7 @@ from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from compose_app import mailbox
 from compose_app.birthdays import replay
+from compose_app.birthdays import scheduler as scheduling
 from compose_app.birthdays.breaker import Breaker
 from compose_app.birthdays.broker import Broker
 from compose_app.birthdays.email import EmailService, Failed, Refused
@@ -490,6 +491,39 @@ def test_one_scheduler_acts(stage: Stage) -> None:
         connection.execute("UPDATE birthday_messages SET state = 'planned'")
     turn(first)
     assert {row[0] for row in stage.rows()} == {"planned"}
+
+
+def test_figures_in_an_outage(stage: Stage) -> None:
+    """BM-3: what was overdue and dead before it goes for as long as nobody can look."""
+    stage.celebrate(3)
+    with stage.backends.connect() as connection:
+        connection.execute(
+            "UPDATE birthday_messages SET state = 'dead'"
+            " WHERE id = (SELECT min(id) FROM birthday_messages)"
+        )
+    first, second = stage.scheduler(), stage.scheduler()
+
+    def figures() -> tuple[float, float, float]:
+        gauges = (scheduling.ACTIVE, scheduling.OVERDUE, scheduling.DEAD)
+        active, overdue, dead = (gauge._value.get() for gauge in gauges)
+        return active, overdue, dead
+
+    first.step()
+    active, overdue, dead = figures()
+    assert (active, dead) == (1, 1)
+    assert overdue >= 1800
+    store = first._store
+    first._store = MessageStore(f"postgresql://app@127.0.0.1:{free_port()}/app", "x", "test")
+    for _ in range(2):
+        with pytest.raises(psycopg.OperationalError):
+            first.step()
+        first.lost()
+        assert figures() == (0, overdue, 1)
+    store.close()
+    second.step()
+    first._store = store
+    first.step()
+    assert figures() == (0, 0, 0), "who stands by leaves them to the one that acts"
 
 
 @pytest.mark.parametrize("way", ["stop", "pause"])

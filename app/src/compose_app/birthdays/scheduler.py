@@ -68,12 +68,15 @@ class Scheduler:
 
     def step(self) -> float:
         """Plan, enqueue and publish a portion, and see to the dead and the lost."""
-        acts = self._store.acts()
-        if not acts:
-            self._measure(acts=False)
+        if not self._store.acts():
+            ACTIVE.set(0)
+            # Who acts says how things stand.
+            self._show(Figures(0, 0))
             return STANDBY
         now = self._clock()
-        self._measure(acts=True)
+        figures = self._store.figures(now)
+        ACTIVE.set(1)
+        self._show(figures)
         complete = self._plan(now)
         enqueued = self._store.enqueue(now, AT_ONCE)
         ENQUEUED.inc(enqueued)
@@ -82,10 +85,8 @@ class Scheduler:
         self._find_lost(now)
         return self._interval if complete and enqueued < AT_ONCE else 0
 
-    def _measure(self, *, acts: bool) -> None:
-        """Only who acts knows how things stand."""
-        figures = self._store.figures(self._clock()) if acts else Figures(0, 0)
-        ACTIVE.set(acts)
+    @staticmethod
+    def _show(figures: Figures) -> None:
         OVERDUE.set(figures.overdue)
         DEAD.set(figures.dead)
 
@@ -133,8 +134,11 @@ class Scheduler:
         self._lost_due = time.monotonic() + LOST_INTERVAL
 
     def lost(self) -> None:
-        """Connect anew; another scheduler may act meanwhile."""
-        self._measure(acts=False)
+        """Connect anew; another scheduler may act meanwhile.
+
+        The figures stay: nothing says that what was overdue or dead no longer is.
+        """
+        ACTIVE.set(0)
         self._store.close()
         self._queue.close()
 
