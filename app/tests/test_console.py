@@ -98,6 +98,14 @@ def test_signing_in_and_out(browser: Browser) -> None:
     assert browser.get("/console/items").status_code == 303, "the session outlives the sign-out"
 
 
+def test_password_managers(browser: Browser) -> None:
+    """FS-4: they are told whose password it is, so that they keep it and fill it in."""
+    page = text(browser.get("/console/login"))
+    fields = re.findall(r"<input name=\"([^\"]+)\"[^>]* autocomplete=\"([^\"]+)\"", page)
+    assert fields == [("username", "username"), ("password", "current-password")]
+    assert 'value="operator"' in page
+
+
 def test_cookie(browser: Browser) -> None:
     """FS-4: no script reads it, no other site sends it, no API request carries it."""
     answer = browser.sign_in()
@@ -220,6 +228,11 @@ def test_every_page_brings_what_it_shows(operator: Browser) -> None:
         page = text(operator.get(path))
         assert not re.search(r"<script|<style| style=| on\w+=|https?://", page), path
     assert operator.get("/console/static/console.css").status_code == 200
+    # Without a link browsers ask for /favicon.ico, which there is not.
+    icon = re.search(r'<link rel="icon" href="([^"]+)"', text(operator.get("/console/items")))
+    assert icon is not None
+    answer = operator.get(icon[1])
+    assert (answer.status_code, answer.mimetype) == (200, "image/svg+xml")
 
 
 def test_guessing(browser: Browser) -> None:

@@ -534,8 +534,9 @@ def test_page_is_inert(start: Start, fed: Fed) -> None:
     assert "style=" not in shown.html
     assert "<script" not in shown.html
     assert EVIL in shown.text
-    assert shown.assets == ["/status/static/status.css"]
-    answer = client.get(shown.assets[0])
+    assert shown.assets == ["/docs/static/icon.svg", "/status/static/status.css"]
+    assert client.get(shown.assets[0]).status_code == 200
+    answer = client.get(shown.assets[1])
     assert (answer.status_code, answer.mimetype) == (200, "text/css")
     for word in ("prefers-color-scheme: dark", "minmax("):
         assert word in answer.get_data(as_text=True)
