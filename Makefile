@@ -196,6 +196,7 @@ test-app: development
 
 .PHONY: test-e2e
 test-e2e: development
+	@scripts/bootstrap browser
 	@$(pytest) tests/e2e
 
 .PHONY: test-molecule

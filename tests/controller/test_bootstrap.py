@@ -137,9 +137,39 @@ def test_no_venv_module_but_apt(clone: Path, bare: Path) -> None:
     assert "Creating .venv" in done.stderr
 
 
+def test_no_browser_and_no_apt(clone: Path, bare: Path) -> None:
+    """Bad input: it says which packages to install."""
+    done = bootstrap(clone, "browser", path=bare)
+    assert done.returncode == 1
+    assert "sudo apt-get install chromium chromium-driver" in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may install packages")
+def test_no_browser_but_apt(clone: Path, bare: Path) -> None:
+    """CS-1: root has it installed, once, while others wait for apt, or hears why it cannot be."""
+    program(bare / "apt-get", "echo there is no such package; exit 100")
+    done = bootstrap(clone, "browser", path=bare)
+    assert done.returncode == 1
+    assert "could not install chromium chromium-driver: there is no such package" in done.stderr
+    program(
+        bare / "apt-get",
+        f'echo "$@" >> {bare}/log; case "$1" in update) : > {bare}/updated;; '
+        f"*) test -e {bare}/updated && cp {bare}/apt-get {bare}/chromium"
+        f" && cp {bare}/apt-get {bare}/chromedriver;; esac",
+    )
+    (bare / "cp").symlink_to(str(shutil.which("cp")))
+    done = bootstrap(clone, "browser", path=bare)
+    assert done.returncode == 0, done.stderr
+    log = (bare / "log").read_text().splitlines()
+    assert [line.split()[0] for line in log] == ["install", "update", "install"]
+    assert all("DPkg::Lock::Timeout=300" in line for line in log)
+    again = bootstrap(clone, "browser", path=bare)
+    assert (again.returncode, again.stderr) == (0, "")
+
+
 def test_wrong_usage_and_missing_lock(clone: Path) -> None:
     """Bad input."""
-    assert "usage: scripts/bootstrap run|dev|app" in bootstrap(clone, "everything").stderr
+    assert "usage: scripts/bootstrap run|dev|app|browser" in bootstrap(clone, "everything").stderr
     done = bootstrap(clone, "app")
     assert done.returncode == 1
     assert "app/requirements.lock" in done.stderr
