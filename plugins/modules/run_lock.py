@@ -74,7 +74,8 @@ EXAMPLES = r"""
 
 RETURN = r"""
 owner:
-  description: Who had the lock when the module ended, or before it was cleared.
+  description: Who had the lock when the module ended, or before it was cleared; C(since) when, in
+    seconds since 1970.
   returned: when anybody had it
   type: dict
 """
@@ -172,7 +173,8 @@ def main() -> None:
             other = lock.take(owner, module.params["minutes"], module.params["ended"])
             if journal and not other:
                 note(Path(journal), "began", owner, why=module.params["why"])
-            module.exit_json(changed=False, held=not other, owner=other or owner)
+            # As it was written: with when it was taken.
+            module.exit_json(changed=False, held=not other, owner=other or lock.owner() or owner)
         cleared = module.params["state"] == "cleared"
         former = lock.give_back(None if cleared else owner.get("token"))
         if journal and former:

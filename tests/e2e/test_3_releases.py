@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 import threading
@@ -62,11 +63,15 @@ def test_there_and_back_and_there_again(stack: Stack) -> None:
     """
     before = latest()["number"]
     first = stack.one(stack.api_slot())["State"]
+    started = time.time()
     with serving(stack):
         site_yml(api_log_level="debug", stack_reason="more to read").succeeded()
     record = latest()
     assert record["number"] == before + 1
     assert (record["why"], record["schema"]) == ("more to read", HEAD)
+    began = datetime.datetime.fromisoformat(record["began"])
+    assert began.utcoffset() == datetime.timedelta()
+    assert started - 1 < began.timestamp() < record["at"]
     assert record["receipt"]["after"]["failed"] == 0
     assert record["images"]["api"] == stack.services()[stack.api_slot()][0]["Config"]["Image"]
 

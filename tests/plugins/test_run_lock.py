@@ -143,12 +143,14 @@ def test_run_that_was_killed(project: Project, other_run: subprocess.Popen[bytes
     held_by(other_run.pid, path)
     other_run.kill()
     other_run.wait()
+    began = time.time()
     outcome = project.tasks(
         {"name": "Lock", "run_lock": {"path": str(path)}},
         {"name": "Unlock", "run_lock": {"path": str(path), "state": "released"}},
     )
     assert outcome.returncode == 0
     assert outcome.tasks[0]["owner"]["what"] == "play.yml"
+    assert began <= outcome.tasks[0]["owner"]["since"] <= time.time()
     assert not path.exists()
 
 
