@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -30,6 +29,18 @@ def numbers(path: Path) -> list[int]:
     return sorted(int(entry.name) for entry in found if entry.name.isdecimal())
 
 
+def _read(path: Path, number: int) -> dict[str, Any]:
+    """The record of a release.
+
+    Raises:
+        OSError, ValueError: there is none, or it is damaged.
+    """
+    found = json.loads((path / str(number) / RECORD).read_text("utf-8"))
+    if not isinstance(found, dict) or not {"number", "at", "trees"} <= found.keys():
+        raise ValueError("it is no record of a release")
+    return found
+
+
 def load(path: Path, number: int) -> dict[str, Any]:
     """The record of a release.
 
@@ -37,20 +48,28 @@ def load(path: Path, number: int) -> dict[str, Any]:
         TreeError: there is none, or it cannot be read.
     """
     try:
-        found: dict[str, Any] = json.loads((path / str(number) / RECORD).read_text("utf-8"))
+        return _read(path, number)
     except (OSError, ValueError) as error:
         kept = ", ".join(map(str, numbers(path))) or "none"
         raise TreeError(f"release {number} cannot be read ({error}); kept are: {kept}") from None
-    return found
 
 
 def readable(path: Path, which: Iterable[int]) -> list[dict[str, Any]]:
     """The records of these releases, without those that were damaged."""
-    found = []
+    return survey(path, which)[0]
+
+
+def survey(path: Path, which: Iterable[int]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The records of these releases, and number, path and fault of each that was damaged."""
+    found: list[dict[str, Any]] = []
+    damaged: list[dict[str, Any]] = []
     for number in which:
-        with contextlib.suppress(TreeError):
-            found.append(load(path, number))
-    return found
+        try:
+            found.append(_read(path, number))
+        except (OSError, ValueError) as error:
+            record = str(path / str(number) / RECORD)
+            damaged.append({"number": number, "path": record, "fault": str(error)})
+    return found, damaged
 
 
 def record(path: Path, services: Path, names: Sequence[str], facts: Mapping[str, Any]) -> int:

@@ -108,6 +108,22 @@ def test_there_and_back_and_there_again(stack: Stack) -> None:
     assert site_yml().succeeded().changed == 0
 
 
+def test_a_damaged_record_hides_no_other(stack: Stack) -> None:
+    """BM-10: the list names it with its path, and shows the others."""
+    numbers = sorted(int(path.name) for path in RELEASES.iterdir())
+    record = RELEASES / str(numbers[0]) / "release.json"
+    whole = record.read_bytes()
+    record.write_bytes(whole[:100])
+    try:
+        listed = playbook(INVENTORY, name="releases.yml").succeeded().output
+    finally:
+        record.write_bytes(whole)
+    assert re.search(rf"\b{numbers[0]}  damaged: {record}: ", listed)
+    for number in numbers[1:]:
+        assert re.search(rf"\b{number}  20\d\d-", listed), number
+    assert listed.count("(serves)") == 1
+
+
 def test_a_rollback_that_the_engine_refuses(stack: Stack) -> None:
     """BM-10: found out after the version before serves again at once; then that is undone."""
     site_yml(api_log_level="debug").succeeded()

@@ -303,3 +303,26 @@ def test_damaged_record(host: Host, tmp_path: Path) -> None:
     host.deploy("three")
     assert releases.prune(host.kept, 2) == []
     assert releases.numbers(host.kept) == [2, 3]
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"number": 1, "tre', b"", b"[]", b"null", b'{"number": 2}', b"\xff", None]
+)
+def test_damaged_record_hides_no_other(project: Project, host: Host, content: bytes | None) -> None:
+    """BM-10: it is named, with its path; the others are listed, the newest first."""
+    for version in ("one", "two", "three"):
+        host.deploy(version)
+    record = host.kept / "2" / "release.json"
+    record.unlink() if content is None else record.write_bytes(content)
+    answer = project.tasks({"release_list": {"path": str(host.kept)}}).last
+    assert [each["version"] for each in answer["releases"]] == ["three", "one"]
+    (damaged,) = answer["damaged"]
+    assert (damaged["number"], damaged["path"]) == (2, str(record))
+    assert damaged["fault"]
+    assert (answer["changed"], answer["latest"]) == (False, 3)
+
+
+def test_nothing_to_list(project: Project, tmp_path: Path) -> None:
+    """BM-10: before the first release."""
+    answer = project.tasks({"release_list": {"path": str(tmp_path / "none")}}).last
+    assert (answer["releases"], answer["damaged"], answer["latest"]) == ([], [], 0)
