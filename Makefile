@@ -15,6 +15,10 @@ API ?=
 WHY ?=
 TO ?=
 RENEW ?=
+TIME ?=
+RELEASE ?=
+BACKUP ?=
+ASIDE ?=
 
 VENV := $(CURDIR)/.venv
 export PATH := $(VENV)/bin:$(PATH)
@@ -98,6 +102,26 @@ off:
 unlock: controller ## clear the lock of a run that was killed
 	@$(playbook) playbooks/unlock.yml
 
+##@ Data
+.PHONY: backup
+backup: controller ## back up the database now; without being asked it is done every day
+	@$(playbook) playbooks/backup.yml
+
+.PHONY: backups
+backups: controller ## the backups there are, and the moments that can be restored
+	@$(playbook) playbooks/backups.yml
+
+.PHONY: restore
+restore: export GIVEN = $(value TIME)
+restore: controller ## the database as of TIME='2026-03-31 03:15:00' (UTC), TIME=latest, RELEASE=42, BACKUP=<id> or ASIDE=<name>
+	@$(playbook) playbooks/restore.yml --extra-vars 'restore_confirm=$(CONFIRM) restore_release=$(RELEASE)' \
+	  --extra-vars 'restore_backup=$(BACKUP) restore_aside=$(ASIDE)' \
+	  --extra-vars "$$(python -c 'import json, os; print(json.dumps({"restore_time": os.environ["GIVEN"]}))')"
+
+.PHONY: forget
+forget: controller ## remove the databases that restores have set aside
+	@$(playbook) playbooks/forget.yml
+
 ##@ Look
 .PHONY: status
 status: controller ## services, release, traffic, disks, alerts at a glance; /status shows the same
@@ -158,7 +182,7 @@ lock: controller ## resolve the Python requirements anew
 
 # Each of these can be run alone, too: `make test-plugins`.
 # The longest first; `app` comes after `rules`, which builds the image of Prometheus that both need.
-TESTS := e2e roles images rules molecule app plugins lint controller contract
+TESTS := e2e roles backups images rules molecule app plugins lint controller contract
 pytest = python -m pytest
 
 .PHONY: test-lint
@@ -198,6 +222,10 @@ test-app: development
 test-e2e: development
 	@scripts/bootstrap browser
 	@$(pytest) tests/e2e
+
+.PHONY: test-backups
+test-backups: development
+	@$(pytest) tests/backups
 
 .PHONY: test-molecule
 test-molecule: development

@@ -55,6 +55,7 @@ class Bench:
             "redis_data_dir": str(self.data / "redis"),
             "rabbitmq_data_dir": str(self.data / "rabbitmq"),
             "rabbitmq_management_port": self.https_port + 1,
+            "backup_data_dir": str(self.data / "backup"),
         }
 
     @property
@@ -281,6 +282,7 @@ def usage_per_second(bench: Bench) -> list[Figure]:
         postgres_data_dir="",
         redis_data_dir="",
         rabbitmq_data_dir="",
+        backup_data_dir="",
     )
     found = usage.measure(bench.stack)
     quiet, busy = statistics.median(found.quiet_ms), statistics.median(found.busy_ms)
@@ -312,7 +314,7 @@ def usage_per_second(bench: Bench) -> list[Figure]:
 
 def messages_per_second(bench: Bench) -> list[Figure]:
     # On the disk, as the events.
-    bench.run(postgres_data_dir="", redis_data_dir="", rabbitmq_data_dir="")
+    bench.run(postgres_data_dir="", redis_data_dir="", rabbitmq_data_dir="", backup_data_dir="")
     found = messages.measure(bench.stack)
     return [
         Figure(

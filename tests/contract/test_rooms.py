@@ -19,9 +19,11 @@ DATA = {
     "redis-cache": "/data",
     "redis-queue": "/data",
     "rabbitmq": "/var/lib/rabbitmq",
+    "backup": "/var/lib/barman",
 }
 # By profile, the services that need it.
 OF_PROFILE = {
+    "restore": {"restore", "try"},
     "dev": {"devports"},
     "logging": {"alloy", "loki"},
     "monitoring": {

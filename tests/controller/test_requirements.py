@@ -16,7 +16,8 @@ from tests.harness import BIN, ROOT
 
 CONTROLLER = ["requirements.lock", "requirements-dev.lock"]
 APPLICATION = ["app/requirements.lock", "app/requirements-test.lock"]
-LOCKS = [*CONTROLLER, *APPLICATION]
+BACKUP = ["files/images/backup/requirements.lock"]
+LOCKS = [*CONTROLLER, *APPLICATION, *BACKUP]
 # A plugin's name in YAML or Python: namespace.collection.plugin.
 FQCN = re.compile(
     r"(?<![\w./-])((?:ansible|community)\.\w+)\.[a-z_0-9]+(?=[\s:\"',)]|$)", re.MULTILINE

@@ -104,9 +104,9 @@ def test_every_target_is_up(monitored: Stack) -> None:
     targets = wait_for("every target up", up, 60, 1)
     jobs = {(item["labels"]["job"], item["labels"]["instance"]) for item in targets}
     assert {job for job, _ in jobs} - OPTIONAL == {
-        "alertmanager", "api", "birthday-scheduler", "birthday-workers", "blackbox", "nginx",
-        "nginx-log", "node", "postgres", "prometheus", "query", "rabbitmq", "rabbitmq-queues",
-        "redis", "usage", "usage-rollups",
+        "alertmanager", "api", "backup", "birthday-scheduler", "birthday-workers", "blackbox",
+        "nginx", "nginx-log", "node", "postgres", "prometheus", "query", "rabbitmq",
+        "rabbitmq-queues", "redis", "usage", "usage-rollups",
     }  # fmt: skip
     assert {("redis", "redis-cache"), ("redis", "redis-queue"), ("node", "host")} <= jobs
     assert {item["scrapeInterval"] for item in targets} == {"15s"}

@@ -66,6 +66,7 @@ def deploy(repository: Path, **variables: object) -> Run:
                 "api",
                 "usage",
                 "birthdays",
+                "backup",
                 "nginx",
                 "hello",
             ],
@@ -77,7 +78,7 @@ def deploy(repository: Path, **variables: object) -> Run:
 
 def test_a_new_room(stack: Stack, repository: Path) -> None:
     """CS-14: it runs, reloads in place, and goes when it is taken out; the others stay."""
-    core = ["postgres", "redis", "rabbitmq", "api", "usage", "birthdays", "nginx"]
+    core = ["postgres", "redis", "rabbitmq", "api", "usage", "birthdays", "backup", "nginx"]
     site_yml().succeeded()
     before = stack.lives(running=True)
     said = ("wget", "-q", "-O", "-", "http://127.0.0.1:8080/")

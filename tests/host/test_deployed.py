@@ -205,7 +205,7 @@ class TestChange:
             "127.0.0.1:6379",
         }
 
-        services = ["postgres", "redis", "rabbitmq", "api", "usage", "birthdays", "nginx"]
+        services = ["postgres", "redis", "rabbitmq", "api", "usage", "birthdays", "backup", "nginx"]
         site_yml(**kept, stack_profiles=["dev"], stack_services=services).succeeded()
         assert stack.lives(running=True) == before
         assert not stack.engine.succeeds("test", "-e", directory)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-NAMES = ["postgres", "redis", "rabbitmq", "nginx", "api"]
+NAMES = ["postgres", "redis", "rabbitmq", "backup", "nginx", "api"]
 PREFIX = "images-test"
 
 
@@ -92,7 +92,7 @@ def images(source: str, *options: str, environment: Any = None, **variables: Any
         "docker_facts": docker_facts(),
         "preflight_facts": {"debian_architecture": ARCHITECTURE},
         "stack_image_source": source,
-        **{f"{name}_image": f"{UNREACHABLE}/{name}:1@sha256:{'0' * 64}" for name in NAMES},
+        **variables_of({name: f"{UNREACHABLE}/{name}:1@sha256:{'0' * 64}" for name in NAMES}),
         "images_archive": "/nonexistent.tar",
         **({"api_image": ""} if source in ("distro", "auto") else {}),
     }
@@ -171,8 +171,13 @@ def pushed(registry: str) -> Iterator[dict[str, str]]:
         docker("image", "rm", "--force", reference, check=False)
 
 
-def variables_of(references: dict[str, str]) -> dict[str, str]:
-    return {f"{name}_image": reference for name, reference in references.items()}
+def variables_of(references: dict[str, str]) -> dict[str, Any]:
+    """Variables that have the images pulled; what is always built has none, and is given one."""
+    built = {"registry": references["backup"], "build": {"context": "backup"}}
+    return {
+        "_backup_images": {"backup": built},
+        **{f"{name}_image": reference for name, reference in references.items()},
+    }
 
 
 @pytest.fixture

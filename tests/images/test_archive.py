@@ -56,7 +56,7 @@ def test_an_archive_without_an_image_is_refused(archived: Bundle) -> None:
     docker("save", "--output", str(path), *partial)
     docker("image", "rm", *references.values())
     outcome = images("archive", images_archive=str(path))
-    outcome.failed_saying("needed are postgres, redis, rabbitmq, nginx, api", "make bundle")
+    outcome.failed_saying("needed are postgres, redis, rabbitmq, backup, nginx, api", "make bundle")
     assert not has(references["api"])
 
 

@@ -65,6 +65,7 @@ EXCEPTIONS = {
         "must hold for an hour, longer than the whole proof; it differs from FilesystemFull, "
         "which is delivered, in its expression alone"
     ),
+    ("BackupOld", "critical"): "needs a day without a backup",
     **dict.fromkeys(
         [
             ("GrafanaDown", "warning"),
@@ -390,6 +391,23 @@ def stopped_query(world: World) -> Iterator[None]:
     ENGINE.run("docker", "stop", query)
     yield
     ENGINE.run("docker", "start", query)
+
+
+@fault("the backup service is stopped", Expected("BackupDown", "warning"), after=("lost_stream",))
+def stopped_backup(world: World) -> Iterator[None]:
+    service = world.stack.one("backup")["Id"]
+    ENGINE.run("docker", "stop", service)
+    yield
+    ENGINE.run("docker", "start", service)
+
+
+@fault("PostgreSQL sends no WAL", Expected("BackupFailing", "warning"))
+def lost_stream(world: World) -> Iterator[None]:
+    world.psql("ALTER ROLE backup NOREPLICATION")
+    senders = "SELECT pg_terminate_backend(pid) FROM pg_stat_replication WHERE usename = 'backup'"
+    world.psql(senders)
+    yield
+    world.psql("ALTER ROLE backup REPLICATION")
 
 
 def _rabbitmqctl(world: World, *words: str) -> None:

@@ -324,6 +324,19 @@ RULES = [
             "Out of range: birthdays_ahead_hours 12 (30 to 240), birthdays_timeout_seconds 60.0 (1",
         ],
     ),
+    (
+        {
+            "stack_services": ["redis", "backup"],
+            "backup_hour": 24,
+            "postgres_data_dir": "/srv/database",
+            "backup_data_dir": "/srv/database/backups",
+        },
+        [
+            "stack_services has backup but not postgres",
+            "Out of range: backup_hour 24 (0 to 23)",
+            "backup_data_dir (/srv/database/backups) lies in postgres_data_dir",
+        ],
+    ),
 ]
 
 
@@ -332,7 +345,7 @@ RULES = [
     RULES,
     ids=[
         *("many", "others", "settings", "monitoring", "logging", "alloy", "usage", "late usage"),
-        *("no database", "birthdays"),
+        *("no database", "birthdays", "backup"),
     ],
 )
 def test_rules(good: dict[str, Any], variables: dict[str, Any], causes: list[str]) -> None:
@@ -393,7 +406,7 @@ def test_what_the_rules_let_pass(good: dict[str, Any], variables: dict[str, Any]
 
 def test_every_rule_has_a_case() -> None:
     table = yaml.safe_load((ROOT / "roles" / "preflight" / "vars" / "main.yml").read_text())
-    assert len(table["_preflight_rules"]) == 31
+    assert len(table["_preflight_rules"]) == 33
 
 
 def test_python_on_the_host_is_what_the_modules_are_checked_for() -> None:

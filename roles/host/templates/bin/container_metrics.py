@@ -181,7 +181,7 @@ class Engine:
         """A collection begins: all its questions together must leave time for the next one."""
         self._deadline = time.monotonic() + self._budget
 
-    def get(self, resource: str) -> Any:  # noqa: ANN401 - whatever the engine says
+    def get(self, resource: str) -> Any:
         try:
             return json.loads(self._fetch(resource))
         except (ValueError, RecursionError) as error:

@@ -3,8 +3,9 @@
 \set app_password `cat /run/secrets/postgres_app_password`
 \set query_password `cat /run/secrets/postgres_query_password`
 \set exporter_password `cat /run/secrets/postgres_exporter_password`
+\set backup_password `cat /run/secrets/postgres_backup_password`
 
-SELECT 'CREATE ROLE ' || name FROM unnest(ARRAY['app_owner', 'app', 'app_query', 'exporter']) AS name
+SELECT 'CREATE ROLE ' || name FROM unnest(ARRAY['app_owner', 'app', 'app_query', 'exporter', 'backup']) AS name
 WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name) \gexec
 -- app_owner owns the schema and migrates it; app is what the application runs as; app_query reads what
 -- migrations grant it, on one core at a time; exporter reads statistics.
@@ -18,6 +19,11 @@ ALTER ROLE exporter LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION CONN
 ALTER ROLE exporter SET default_transaction_read_only = on;
 ALTER ROLE exporter SET statement_timeout = '5s';
 GRANT pg_monitor TO exporter;
+-- backup copies the files of the server by the replication protocol, and reads no table.
+ALTER ROLE backup LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE REPLICATION CONNECTION LIMIT 10 PASSWORD :'backup_password';
+GRANT pg_read_all_settings, pg_read_all_stats, pg_checkpoint TO backup;
+GRANT EXECUTE ON FUNCTION pg_switch_wal(), pg_create_restore_point(text), pg_backup_start(text, boolean), pg_backup_stop(boolean)
+    TO backup;
 
 SELECT 'CREATE DATABASE app OWNER app_owner'
 WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = 'app') \gexec

@@ -1,0 +1,702 @@
+"""Keeps PostgreSQL's backups by Barman, and lays out what is to be restored.
+
+    keeper.py serve         receive WAL, back up when it is due, say how it goes on /metrics
+    keeper.py backup        take a backup now
+    keeper.py flush         have all that is committed in the archive
+    keeper.py list          what can be restored
+    keeper.py plan          how a moment or a backup would be restored, or why not
+    keeper.py lay-out       restore it beside the running database
+    keeper.py swap NAME     have that directory served, and set aside what was
+    keeper.py drop          remove what was set aside
+    keeper.py healthy       whether `serve` answers
+
+What is due is judged by what is there: nothing is scheduled, so nothing is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime as dt
+import fcntl
+import http.server
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+HOME = Path(os.environ.get("BARMAN_HOME", "/var/lib/barman"))
+DATA = Path("/var/lib/postgresql/data")
+SERVER = "main"
+BARMAN = ("barman", "--config", "/etc/compose-stack/current/config/barman.conf")
+PORT = 9120
+LIVE, RESTORED, ASIDE = "pgdata", "pgdata.restored", "pgdata.before-"
+WEEK = dt.timedelta(days=7)
+EVERY = 60
+"""Seconds between two looks at what is due."""
+PAUSE = 600
+"""Seconds after a failed backup in which none is tried."""
+
+
+class Refused(Exception):  # noqa: N818  it is an answer
+    """What was asked cannot be done; the text is for the operator."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is kept, and when backups are taken."""
+
+    hour: int
+    """Hour of the day (UTC) at which the day's backup is due."""
+    days: int
+    """Days of which every moment can be restored."""
+    weeks: int
+    months: int
+
+    @classmethod
+    def from_environment(cls) -> Policy:
+        names = ("HOUR", "DAYS", "WEEKS", "MONTHS")
+        return cls(*(int(os.environ[f"BACKUP_{name}"]) for name in names))
+
+
+@dataclass(frozen=True)
+class Backup:
+    """One backup, as Barman describes it; times are aware."""
+
+    id: str
+    status: str
+    parent: str | None
+    began: dt.datetime
+    end: dt.datetime
+    """From when on it can be restored; while it is being taken, when it began."""
+    wal: str
+    """First file of WAL that it needs."""
+    bytes: int = 0
+    verified: bool = False
+
+    @property
+    def full(self) -> bool:
+        return self.parent is None
+
+    @property
+    def good(self) -> bool:
+        return self.status == "DONE" and self.verified
+
+
+@dataclass(frozen=True)
+class Span:
+    """Moments that can be restored, and the backups that lead to them."""
+
+    first: dt.datetime
+    last: dt.datetime
+    backups: tuple[Backup, ...]
+
+
+# -- what is there ------------------------------------------------------------------------------
+
+
+class State:
+    """What the keeper remembers beside Barman's own records."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"verified": [], "restores": [], "failing": None}
+        with contextlib.suppress(FileNotFoundError):
+            found.update(json.loads(self.path.read_text()))
+        return found
+
+    def update(self, **values: Any) -> None:
+        text = json.dumps({**self.read(), **values}, indent=1)
+        fresh = self.path.with_suffix(".new")
+        fresh.write_text(text)
+        fresh.rename(self.path)
+
+
+STATE = State(HOME / "keeper.json")
+
+
+def now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
+
+
+def parsed(text: str) -> Backup | None:
+    """A backup from the text of its backup.info; None before it has begun."""
+    fields = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+
+    def moment(name: str) -> dt.datetime | None:
+        value = fields.get(name, "None")
+        return None if value == "None" else dt.datetime.fromisoformat(value)
+
+    began = moment("begin_time")
+    if began is None:
+        return None
+    parent, size = fields.get("parent_backup_id", "None"), fields.get("size", "None")
+    return Backup(
+        id=fields["backup_id"],
+        status=fields["status"],
+        parent=None if parent == "None" else parent,
+        began=began,
+        end=moment("end_time") or began,
+        wal=fields.get("begin_wal", ""),
+        bytes=0 if size == "None" else int(size),
+    )
+
+
+def backups() -> list[Backup]:
+    """All of them, the oldest first."""
+    verified = set(STATE.read()["verified"])
+    found = []
+    for path in (HOME / SERVER / "meta").glob("*-backup.info"):
+        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+            if backup := parsed(f"backup_id={path.name[:-12]}\n{path.read_text()}"):
+                found.append(replace(backup, verified=backup.id in verified))
+    return sorted(found, key=lambda item: item.began)
+
+
+def kept(backup: str) -> bool:
+    """Whether a backup is kept beyond the window."""
+    return (HOME / SERVER / "meta" / f"{backup}-keep").exists()
+
+
+def spans(
+    found: Sequence[Backup],
+    restores: Sequence[dt.datetime],
+    at: dt.datetime,
+    window: dt.timedelta,
+) -> list[Span]:
+    """Moments that can be restored, oldest first.
+
+    A restore ends what came before: from then on the database has another history, which begins
+    with the first backup after it.
+    """
+    ends = sorted(item for item in restores if item < at)
+    bounds = [dt.datetime.min.replace(tzinfo=dt.UTC), *ends, at]
+    result = []
+    for first, last in itertools.pairwise(bounds):
+        mine = [item for item in found if item.good and first <= item.began < last]
+        if not mine:
+            continue
+        # Of what is older, only what is kept by itself remains, without the WAL after it.
+        old = [item for item in mine if item.end <= at - window]
+        rest = mine[mine.index(old[-1]) :] if old else mine
+        result.append(Span(rest[0].end, last, tuple(rest)))
+    return result
+
+
+def due(
+    found: Sequence[Backup], at: dt.datetime, hour: int, since: dt.datetime | None
+) -> str | None:
+    """Which backup is due: "full", "incremental" or none; `since` is the last restore."""
+
+    def day(moment: dt.datetime) -> dt.datetime:
+        """When the day's backup was last due at that moment."""
+        today = moment.replace(hour=hour, minute=0, second=0, microsecond=0)
+        return today if today <= moment else today - dt.timedelta(days=1)
+
+    mine = [item for item in found if item.good and (since is None or item.began >= since)]
+    fulls = [item for item in mine if item.full]
+    if not fulls or day(at) - day(fulls[-1].began) >= WEEK:
+        return "full"
+    return "incremental" if mine[-1].began < day(at) else None
+
+
+def lasting(found: Sequence[Backup], at: dt.datetime, weeks: int, months: int) -> set[str]:
+    """Full backups to keep beyond the window: the first of each week and of each month."""
+    fulls = [item for item in found if item.full and item.good]
+    first_of_week: dict[tuple[int, int], Backup] = {}
+    first_of_month: dict[tuple[int, int], Backup] = {}
+    for item in fulls:
+        year, week, _ = item.began.isocalendar()
+        first_of_week.setdefault((year, week), item)
+        first_of_month.setdefault((item.began.year, item.began.month), item)
+    monday = at.date() - dt.timedelta(days=at.weekday())
+    this_week = [(monday - n * WEEK).isocalendar()[:2] for n in range(weeks)]
+    month = at.year * 12 + at.month - 1
+    this_month = [((month - n) // 12, (month - n) % 12 + 1) for n in range(months)]
+    chosen = [first_of_week.get(key) for key in this_week]
+    chosen += [first_of_month.get(key) for key in this_month]
+    return {item.id for item in chosen if item is not None}
+
+
+# -- Barman and PostgreSQL ----------------------------------------------------------------------
+
+
+def run(*command: str, seconds: float | None = None) -> str:
+    """Output of a command.
+
+    Raises:
+        Refused: it failed, with the last lines that it said.
+    """
+    try:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds,
+            check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise Refused(f"{command[0]} took more than {seconds} s") from None
+    if done.returncode:
+        said = " ".join(done.stdout.strip().splitlines()[-3:])
+        raise Refused(f"{command[0]} ended with {done.returncode}: {said}")
+    return done.stdout
+
+
+def barman(verb: str, *arguments: str) -> str:
+    return run(*BARMAN, verb, SERVER, *arguments)
+
+
+def query(sql: str) -> str:
+    return run("psql", "-XAtq", "-d", CONNECTION, "-c", sql, seconds=30).strip()
+
+
+PASSWORDS = Path("/tmp/pgpass")  # noqa: S108  memory of its own
+CONNECTION = f"host=postgres user=backup dbname=postgres passfile={PASSWORDS} connect_timeout=5"
+
+
+def write_passwords() -> None:
+    """Where libpq looks for the password: in memory, for this user alone."""
+    password = Path("/run/secrets/postgres_backup_password").read_text().strip()
+    escaped = password.replace("\\", "\\\\").replace(":", "\\:")
+    descriptor = os.open(PASSWORDS, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(f"*:*:*:backup:{escaped}\n")
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """While no other process of the keeper backs up or swaps."""
+    with (HOME / ".keeper.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+# -- backing up ---------------------------------------------------------------------------------
+
+
+def last_restore() -> dt.datetime | None:
+    restores = [dt.datetime.fromisoformat(text) for text in STATE.read()["restores"]]
+    return max(restores, default=None)
+
+
+def take(kind: str) -> Backup:
+    """Take a backup and read it again.
+
+    Raises:
+        Refused: it could not be taken, or is not what it should be.
+    """
+    options = ["--incremental", "last-full"] if kind == "incremental" else []
+    barman("backup", "--wait", "--wait-timeout", "600", *options)
+    newest = backups()[-1]
+    return verify(newest)
+
+
+def verify(backup: Backup) -> Backup:
+    """Hold a backup against its manifest; one that differs is removed."""
+    try:
+        barman("verify-backup", backup.id)
+    except Refused as error:
+        barman("delete", backup.id)
+        raise Refused(f"backup {backup.id} is damaged and was removed: {error}") from None
+    verified = STATE.read()["verified"]
+    there = {item.id for item in backups()}
+    STATE.update(verified=[item for item in verified if item in there] + [backup.id])
+    return replace(backup, verified=True)
+
+
+def tend(policy: Policy, *, asked: bool = False) -> Backup | None:
+    """Take what is due, or a backup now when asked; keep and remove as the policy says."""
+    with alone():
+        for item in backups():
+            # Nobody else backs up now: whatever is unfinished was interrupted.
+            if item.status not in ("DONE", "WAITING_FOR_WALS"):
+                barman("delete", item.id)
+            elif item.status == "DONE" and not item.verified:
+                verify(item)
+        kind = due(backups(), now(), policy.hour, last_restore())
+        if kind is None and asked:
+            kind = "incremental"
+        taken = take(kind) if kind else None
+        wanted = lasting(backups(), now(), policy.weeks, policy.months)
+        for item in backups():
+            if item.full and item.status == "DONE" and kept(item.id) is not (item.id in wanted):
+                change = ["--target", "standalone"] if item.id in wanted else ["--release"]
+                barman("keep", *change, item.id)
+        return taken
+
+
+def noted(policy: Policy, *, asked: bool = False) -> Backup | None:
+    """As `tend`, and remember whether it failed.
+
+    Raises:
+        Refused: it failed.
+    """
+    try:
+        taken = tend(policy, asked=asked)
+    except Refused as error:
+        STATE.update(failing={"at": now().isoformat(), "why": str(error)})
+        raise
+    STATE.update(failing=None)
+    return taken
+
+
+def flush(seconds: float = 60) -> None:
+    """Have everything that is committed in the archive, closed by a commit of this moment."""
+    query("SELECT pg_logical_emit_message(true, 'compose-stack', 'flush')")
+    barman("switch-wal", "--force", "--archive", "--archive-timeout", str(int(seconds)))
+
+
+class Receiver(threading.Thread):
+    """Receives WAL all the time, and begins again when that ends."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+
+    def run(self) -> None:
+        while True:
+            # Not through `run`: it lives as long as the server does.
+            subprocess.run([*BARMAN, "receive-wal", SERVER], check=False)
+            time.sleep(2)
+
+
+def receiving() -> bool:
+    """Whether PostgreSQL sends its WAL here."""
+    slots = "SELECT active FROM pg_replication_slots WHERE slot_name = 'backup'"
+    try:
+        return query(slots) == "t"
+    except Refused:
+        return False
+
+
+def serve(policy: Policy) -> None:
+    write_passwords()
+    # Makes its directories, which the receiver takes for given.
+    subprocess.run([*BARMAN, "check", SERVER], capture_output=True, check=False)
+    Receiver().start()
+    status = Status()
+    server = http.server.ThreadingHTTPServer(("", PORT), status.handler())
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    next_try = 0.0
+    while True:
+        status.receiving = receiving()
+        if not status.receiving:
+            time.sleep(1)
+            continue
+        # With the descriptors of this process: a pipe would wait for what it leaves behind.
+        subprocess.run([*BARMAN, "cron", "--keep-descriptors"], check=False)
+        if time.monotonic() >= next_try:
+            try:
+                taken = noted(policy)
+                if taken:
+                    say(f"backup {taken.id} taken and verified")
+            except Refused as error:
+                say(str(error))
+                next_try = time.monotonic() + PAUSE
+        time.sleep(EVERY)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+class Status:
+    """What the keeper says of itself on /metrics."""
+
+    def __init__(self) -> None:
+        self.receiving = False
+
+    def text(self) -> str:
+        good = [item for item in backups() if item.good]
+        failing = STATE.read()["failing"] is not None or not self.receiving
+        newest = good[-1].end.timestamp() if good else 0
+        oldest = good[0].end.timestamp() if good else 0
+        used = sum(item.bytes for item in good)
+        lines = [
+            "# TYPE backup_last_success_timestamp_seconds gauge",
+            f"backup_last_success_timestamp_seconds {newest:.0f}",
+            "# TYPE backup_oldest_timestamp_seconds gauge",
+            f"backup_oldest_timestamp_seconds {oldest:.0f}",
+            "# TYPE backup_failing gauge",
+            f"backup_failing {int(failing)}",
+            "# TYPE backup_receiving gauge",
+            f"backup_receiving {int(self.receiving)}",
+            "# TYPE backup_size_bytes gauge",
+            f"backup_size_bytes {used}",
+            "# TYPE backup_backups gauge",
+            f'backup_backups{{kind="full"}} {sum(item.full for item in good)}',
+            f'backup_backups{{kind="incremental"}} {sum(not item.full for item in good)}',
+        ]
+        return "\n".join(lines) + "\n"
+
+    def handler(self) -> type[http.server.BaseHTTPRequestHandler]:
+        text = self.text
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                body = text().encode() if self.path == "/metrics" else b"ok\n"
+                self.send_response(200)
+                self.send_header("Content-Type", "text/plain; version=0.0.4")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                """Say nothing of each."""
+
+        return Handler
+
+
+# -- restoring ----------------------------------------------------------------------------------
+
+
+def moment(text: str) -> dt.datetime:
+    """A moment as an operator writes it; UTC unless it says otherwise.
+
+    Raises:
+        Refused: nobody can tell what is meant.
+    """
+    try:
+        found = dt.datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise Refused(
+            f"'{text}' is no moment: write 2026-03-31 03:15:00 (UTC), 2026-03-31T05:15:00+02:00 "
+            "or latest"
+        ) from None
+    return found if found.tzinfo else found.replace(tzinfo=dt.UTC)
+
+
+def shown(at: dt.datetime) -> str:
+    return at.astimezone(dt.UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def between(span: Span) -> tuple[str, str]:
+    """Whole seconds within a span."""
+    return shown(span.first + dt.timedelta(microseconds=999_999)), shown(span.last)
+
+
+def possible(found: Sequence[Span]) -> str:
+    if not found:
+        return "There is no backup that could be restored yet"
+    return "Possible are " + ", and ".join(" to ".join(between(span)) for span in found)
+
+
+def chosen(found: Sequence[Span], at: dt.datetime) -> Backup:
+    """The backup from which a moment is reached.
+
+    Raises:
+        Refused: no backup leads there; the text says which moments can be had.
+    """
+    for span in found:
+        if span.first <= at <= span.last:
+            return [item for item in span.backups if item.end <= at][-1]
+    raise Refused(f"{shown(at)} UTC cannot be restored. {possible(found)} (UTC).")
+
+
+def known_spans(policy: Policy) -> list[Span]:
+    restores = [dt.datetime.fromisoformat(text) for text in STATE.read()["restores"]]
+    return spans(backups(), restores, now(), dt.timedelta(days=policy.days))
+
+
+def plan(policy: Policy, when: str, backup: str) -> dict[str, Any]:
+    """How it would be restored: the backup to begin with, and where to stop.
+
+    Raises:
+        Refused: it cannot be.
+    """
+    found = known_spans(policy)
+    if backup:
+        all_good = {item.id: item for item in backups() if item.good}
+        if backup not in all_good:
+            names = ", ".join(all_good) or "none"
+            raise Refused(f"There is no backup {backup}. There are: {names}.")
+        return {"backup": backup, "until": "", "moment": shown(all_good[backup].end)}
+    if when == "latest":
+        if not found:
+            raise Refused(possible(found) + ".")
+        return {"backup": found[-1].backups[-1].id, "until": "latest", "moment": "the latest"}
+    at = moment(when)
+    if at > now():
+        raise Refused(f"{shown(at)} UTC has not come yet.")
+    return {"backup": chosen(found, at).id, "until": at.isoformat(), "moment": shown(at)}
+
+
+def chain(backup: str) -> list[Backup]:
+    """A backup and those that it needs."""
+    by_id = {item.id: item for item in backups()}
+    result = [by_id[backup]]
+    while (parent := result[-1].parent) is not None:
+        result.append(by_id[parent])
+    return result
+
+
+def lacking(backup: Backup) -> list[str]:
+    """Files of WAL that have been archived since a backup and are gone."""
+    archive = HOME / SERVER / "wals"
+    with contextlib.suppress(FileNotFoundError):
+        names = [line.split()[0] for line in (archive / f"{SERVER}-xlog.db").open()]
+        mine = [name for name in names if name[:8] == backup.wal[:8] and name >= backup.wal]
+        return [
+            name for name in mine if "." not in name and not (archive / name[:16] / name).exists()
+        ]
+    return []
+
+
+def lay_out(backup: str, until: str) -> None:
+    """Restore beside the running database, ready to be started.
+
+    Raises:
+        Refused: there is no room, or Barman failed; nothing is left of it.
+    """
+    target = DATA / RESTORED
+    staging = DATA / ".staging"
+    discard(target, staging)
+    needed = chain(backup)
+    archive = sum(path.stat().st_size for path in (HOME / SERVER / "wals").rglob("0*"))
+    # Put together in the staging directory first, where there is more than one.
+    room = sum(item.bytes for item in needed) * (2 if len(needed) > 1 else 1) + archive
+    free = shutil.disk_usage(DATA).free
+    missing = lacking(needed[0])
+    if missing:
+        raise Refused(
+            f"The archive lacks {', '.join(missing)}: what was written from then on cannot be restored "
+            "from this backup. `make backups` lists others, for BACKUP=<id>."
+        )
+    if room > free:
+        raise Refused(
+            f"Beside the database {room >> 20} MiB are needed and {free >> 20} MiB are free: make "
+            "room on that disk (`make forget` removes what earlier restores set aside)."
+        )
+    options = ["--target-tli", "current", "--target-action", "promote"]
+    if until == "latest":
+        options = ["--target-tli", "current", "--partial-wal"]
+    elif until:
+        options += ["--target-time", until, "--partial-wal"]
+    else:
+        options += ["--target-immediate"]
+    try:
+        staging.mkdir()
+        staged = ["--staging-path", str(staging), "--staging-location", "local"]
+        os.environ["TMPDIR"] = str(staging)
+        run(*BARMAN, "restore", *staged, *options, SERVER, backup, str(target))
+        target.chmod(0o700)
+    except Refused:
+        discard(target)
+        raise
+    finally:
+        discard(staging)
+
+
+def discard(*paths: Path) -> None:
+    for path in paths:
+        if path.exists():
+            shutil.rmtree(path)
+
+
+def aside() -> list[str]:
+    """What was set aside, the oldest first."""
+    return sorted(path.name for path in DATA.glob(f"{ASIDE}*"))
+
+
+def swap(name: str) -> str:
+    """Have a directory served in place of the one that was; the name of that one, set aside.
+
+    No server may run. The exchange is one system call: whatever interrupts it, there is always a
+    database in place.
+
+    Raises:
+        Refused: there is no such directory, or no database in it.
+    """
+    source = DATA / name
+    if name != RESTORED and name not in aside():
+        raise Refused(f"There is no {name}. Set aside are: {', '.join(aside()) or 'none'}.")
+    if not (source / "PG_VERSION").is_file():
+        raise Refused(f"There is no database in {name}.")
+    with alone():
+        live, gone = DATA / LIVE, ""
+        if live.exists():
+            run("mv", "--exchange", "--no-copy", "--no-target-directory", str(source), str(live))
+            gone = f"{ASIDE}{now():%Y%m%dT%H%M%SZ}"
+            source.rename(DATA / gone)
+        else:
+            source.rename(live)
+        os.sync()
+        # What comes is another history, and the receiver goes on from its server's slot.
+        for path in (HOME / SERVER / "streaming").glob("*"):
+            path.unlink()
+        STATE.update(restores=[*STATE.read()["restores"], now().isoformat()])
+    return gone
+
+
+def drop() -> list[str]:
+    gone = [*aside(), *[name for name in (RESTORED, ".staging") if (DATA / name).exists()]]
+    discard(*(DATA / name for name in gone))
+    return gone
+
+
+def listing(policy: Policy) -> dict[str, Any]:
+    """What can be restored, for people to read."""
+    return {
+        "possible": [between(span) for span in known_spans(policy)],
+        "backups": [
+            {**told(item), "at": shown(item.end), "kept": kept(item.id), "good": item.good}
+            for item in backups()
+        ],
+        "aside": aside(),
+        "failing": STATE.read()["failing"],
+    }
+
+
+def healthy() -> None:
+    with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/", timeout=4) as answer:
+        answer.read()
+
+
+def main(words: Sequence[str]) -> Any:
+    parser = argparse.ArgumentParser()
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb in ("serve", "backup", "flush", "list", "drop", "healthy"):
+        verbs.add_parser(verb)
+    for verb in ("plan", "lay-out"):
+        chooser = verbs.add_parser(verb)
+        chooser.add_argument("--backup", default="")
+        chooser.add_argument("--until", default="")
+    verbs.add_parser("swap").add_argument("name")
+    asked = parser.parse_args(words)
+    policy = Policy.from_environment()
+    answers: dict[str, Callable[[], Any]] = {
+        "serve": lambda: serve(policy),
+        "backup": lambda: told(noted(policy, asked=True)),
+        "flush": flush,
+        "list": lambda: listing(policy),
+        "plan": lambda: plan(policy, asked.until, asked.backup),
+        "lay-out": lambda: lay_out(asked.backup, asked.until),
+        "swap": lambda: {"aside": swap(asked.name)},
+        "drop": lambda: {"dropped": drop()},
+        "healthy": healthy,
+    }
+    return answers[asked.verb]()
+
+
+def told(taken: Backup | None) -> dict[str, Any]:
+    return {"id": taken.id, "full": taken.full, "megabytes": taken.bytes >> 20} if taken else {}
+
+
+if __name__ == "__main__":
+    try:
+        answer = main(sys.argv[1:])
+    except Refused as refusal:
+        print(json.dumps({"refused": str(refusal)}))
+        sys.exit(1)
+    if answer is not None:
+        print(json.dumps(answer))

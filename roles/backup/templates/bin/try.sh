@@ -1,0 +1,40 @@
+#!/bin/sh
+# Starts what was laid out, without a network, lets it recover, reads every page and every index of it, and stops it.
+# Says in one line of JSON what it found, or what is wrong.
+set -eu
+restored=/var/lib/postgresql/data/pgdata.restored
+socket=/tmp
+
+refuse() {
+    printf '{"refused": "%s"}\n' "$(printf '%s' "$1" | tr -d '"\\' | tr '\n\t' '  ')"
+    exit 1
+}
+
+[ -s "$restored/PG_VERSION" ] || refuse "nothing is laid out in $restored"
+options="-c config_file=/etc/compose-stack/current/config/postgresql.conf"
+# Nobody is let in before the recovery has ended.
+for setting in listen_addresses= unix_socket_directories=$socket hot_standby=off shared_buffers=64MB log_min_messages=log; do
+    options="$options -c $setting"
+done
+pg_ctl start --silent --pgdata="$restored" --log=/tmp/log --options="$options" > /dev/null 2>&1 || true
+# However long the recovery takes.
+while ! pg_isready --quiet --host="$socket"; do
+    if pg_ctl status --pgdata="$restored" > /dev/null; then
+        sleep 0.2
+        continue
+    fi
+    case $(cat /tmp/log) in
+        *"recovery ended before configured recovery target was reached"*)
+            refuse "the WAL ends before that moment: TIME=latest restores the last that there is" ;;
+        *) refuse "it does not start: $(grep -E 'FATAL|PANIC|ERROR' /tmp/log | tail -n 3)" ;;
+    esac
+done
+psql() { command psql -XAtq --host="$socket" --username=postgres "$@"; }
+last=$(sed -n 's/.*last completed transaction was at log time \(.*\)/\1/p' /tmp/log | tail -n 1)
+found=$(pg_amcheck --host="$socket" --username=postgres --all --install-missing --heapallindexed 2>&1) \
+    || refuse "a table or an index is damaged: $(printf '%s' "$found" | tail -n 3)"
+tables=$(psql --dbname=app --command="SELECT count(*) FROM pg_class WHERE relkind IN ('r', 'm') AND relpersistence = 'p'")
+size=$(psql --dbname=app --command='SELECT sum(pg_database_size(oid))::bigint / 1048576 FROM pg_database')
+pg_ctl stop --silent --pgdata="$restored" --mode=fast --timeout=600 || refuse "it does not stop"
+found=$(pg_checksums --check --pgdata="$restored" 2>&1) || refuse "a page is damaged: $(printf '%s' "$found" | tail -n 3)"
+printf '{"last": "%s", "tables": %s, "megabytes": %s}\n' "$last" "$tables" "$size"

@@ -1,0 +1,226 @@
+"""BM-8, FS-7: the database is backed up by itself and comes back, whatever happens to it.
+
+The tests build on each other, in the order in which they stand.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import requests
+
+from tests.backups.conftest import BENCH, ENGINE, INVENTORY, SERVICES, said
+from tests.harness import playbook, wait_for
+
+if TYPE_CHECKING:
+    from tests.backups.conftest import World
+
+
+def test_the_first_backup_comes_by_itself(world: World) -> None:
+    """BM-8: as soon as there is a database, and it is read again; `make backups` shows it."""
+    wait_for("a backup", world.backups, 120, 2)
+    (first,) = world.backups()
+    assert first["full"]
+    assert first["megabytes"] > 10
+    text = said(world.run("backups.yml").succeeded())
+    assert first["id"] in text
+    assert "Every moment from" in text
+
+
+def test_a_backup_on_demand(world: World) -> None:
+    """BM-8: what has changed since the full one."""
+    world.create()
+    text = said(world.run("backup.yml").succeeded())
+    first, second = world.backups()
+    assert f"Backup {second['id']} (incremental" in text
+    assert second["megabytes"] < first["megabytes"]
+
+
+def test_the_account_of_the_backups_reads_no_table(world: World) -> None:
+    """FS-6: it copies files by the replication protocol, and has no way into the database."""
+    command = 'psql "host=postgres user=backup dbname=app passfile=/tmp/pgpass" -c "SELECT 1"'
+    answer = world.stack.execute("backup", "sh", "-c", command, check=False)
+    assert "no pg_hba.conf entry" in answer
+    superuser = world.psql("SELECT rolsuper FROM pg_roles WHERE rolname = 'backup'")
+    assert superuser == "f"
+
+
+@pytest.mark.parametrize(
+    ("given", "cause"),
+    [
+        ({}, "Say to what: make restore TIME="),
+        ({"restore_time": "latest", "restore_backup": "1"}, "Say to what: make restore TIME="),
+        ({"restore_time": "yesterday"}, "'yesterday' is no moment: write 2026-03-31"),
+        ({"restore_time": "2099-01-01"}, "2099-01-01 00:00:00 UTC has not come yet"),
+        ({"restore_time": "2020-01-01 10:00"}, "cannot be restored. Possible are 20"),
+        ({"restore_backup": "20200101T000000"}, "There is no backup 20200101T000000. There are: 2"),
+        ({"restore_release": "99"}, "There is no release 99"),
+        ({"restore_aside": "pgdata.before-1"}, "There is no pgdata.before-1. Set aside are: none"),
+        ({"restore_time": "latest", "restore_confirm": "yes"}, "the project is called compose-st"),
+    ],
+)
+def test_what_cannot_be_restored(world: World, given: dict[str, str], cause: str) -> None:
+    """Bad input: refused with what is possible, before anything changes."""
+    before = world.stack.lives(running=True)
+    run = world.restore(**given).failed()
+    assert cause in said(run)
+    assert "Nothing was changed." in said(run)
+    assert run.changed == 0
+    assert world.stack.lives(running=True) == before
+
+
+def test_check_mode_only_says_so(world: World) -> None:
+    """`--check` plans and changes nothing."""
+    before = world.stack.lives(running=True)
+    run = world.restore("--check", restore_time="latest").succeeded()
+    assert run.changed == 0
+    assert world.stack.lives(running=True) == before
+    assert not (world.data / "pgdata.restored").exists()
+
+
+def test_a_release_comes_back(world: World) -> None:
+    """FS-7: the database as it was just before a release, and back to what was set aside."""
+    kept = world.create()
+    time.sleep(1.1)  # a release's moment has whole seconds
+    world.run("site.yml", api_workers=3).succeeded()
+    lost = world.create()
+    records = sorted(Path(BENCH.directory, "state", "releases").glob("[0-9]*"))
+    number = max(int(path.name) for path in records)
+    text = said(world.restore(restore_release=str(number)).succeeded())
+    assert "every page and index as it should be" in text
+    assert "The database is that of" in text
+    world.settle()
+    assert kept in world.names()
+    assert lost not in world.names()
+    after = world.create()
+    (aside,) = world.aside()
+    world.restore(restore_aside=aside).succeeded()
+    world.settle()
+    assert lost in world.names()
+    assert after not in world.names()
+
+
+def test_what_does_not_serve_is_exchanged_back(world: World) -> None:
+    """FS-7: by itself, and nothing that was written is lost."""
+    name = world.create()
+    broken = world.data / "pgdata.before-broken"
+    owner = (world.data / "pgdata").stat()
+    ENGINE.run("install", "-d", "-o", str(owner.st_uid), "-g", str(owner.st_gid), str(broken))
+    (broken / "PG_VERSION").write_text("17\n")
+    run = world.restore(restore_aside=broken.name, stack_up_timeout_seconds=20).failed()
+    assert "What was restored does not serve" in said(run)
+    assert "The database that ran before runs again." in said(run)
+    world.settle()
+    assert name in world.names()
+    assert world.run("forget.yml").succeeded().changed == 1
+    assert world.aside() == []
+    assert world.run("forget.yml").succeeded().changed == 0
+
+
+def test_a_damaged_page_is_found(world: World) -> None:
+    """Bad input: one flipped bit in the backup of a table, and the running database stays."""
+    newest = world.backups()[-1]["id"]
+    relation = world.psql("SELECT pg_relation_filepath('items')")
+    path = world.archive / "base" / newest / "data" / relation
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+    before = world.stack.lives(running=True)
+    try:
+        run = world.restore(restore_backup=newest).failed()
+    finally:
+        content[-100] ^= 1
+        path.write_bytes(content)
+    assert "is damaged" in said(run)
+    assert "The running database was not touched." in said(run)
+    assert world.stack.lives(running=True) == before
+
+
+def test_missing_wal_is_found(world: World) -> None:
+    """Bad input: a segment that is gone is named, and the running database stays."""
+    world.create()
+    world.stack.execute("backup", *FLUSH)
+    world.create()
+    moment = world.now()
+    world.stack.execute("backup", *FLUSH)
+    segments = sorted((world.archive / "wals").rglob("0" * 7 + "*[0-9A-F]"))
+    gone = [path for path in segments if path.is_file()][-1]
+    text = gone.read_bytes()
+    owner = gone.stat()
+    gone.unlink()
+    try:
+        run = world.restore(restore_time=moment).failed()
+    finally:
+        gone.write_bytes(text)
+        os.chown(gone, owner.st_uid, owner.st_gid)
+    assert f"The archive lacks {gone.name}" in said(run)
+    assert "The running database was not touched." in said(run)
+
+
+def test_an_interrupted_restore(world: World) -> None:
+    """Bad input: killed while it is laid out; the database serves, and the next one works."""
+    name = world.create()
+    time.sleep(0.2)
+    moment = world.now()
+    before = world.stack.lives(running=True)
+    variables = {**BENCH.variables, "stack_services": SERVICES}
+    given = {"restore_time": moment, "restore_confirm": BENCH.project}
+    playbook(
+        INVENTORY, name="restore.yml", variables={**variables, **given},
+        interrupt_at="TASK [Lay it out beside", kill_after=2, seconds=120,
+    ).failed()  # fmt: skip
+    after = world.stack.lives(running=True)
+    assert {key: after.get(key) for key in before} == before
+    assert name in world.names()
+    later = world.create()
+    # Whatever the killed run had started may still be at it.
+    wait_for("the end of what it started", lambda: not helpers(), 60)
+    world.restore(restore_time=moment).succeeded()
+    world.settle()
+    assert name in world.names()
+    assert later not in world.names()
+
+
+def helpers() -> list[str]:
+    """Containers that a restore has started."""
+    listed = ENGINE.run(
+        "docker", "ps", "--quiet", "--filter", f"name={BENCH.project}-(restore|try)-run"
+    )
+    return listed.split()
+
+
+def test_a_lost_disk(world: World) -> None:
+    """FS-7: everything acknowledged more than a second before the disk was lost is there again."""
+    written: list[tuple[float, str]] = []
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            try:
+                written.append((time.time(), world.create()))
+            except (AssertionError, requests.RequestException):
+                stop.wait(0.2)
+
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    wait_for("some writes", lambda: len(written) > 20, 60)
+    lost = time.time()
+    ENGINE.run("docker", "kill", f"{BENCH.project}-postgres-1")
+    stop.set()
+    thread.join()
+    ENGINE.run("rm", "-rf", str(world.data / "pgdata"))
+    world.restore(restore_time="latest").succeeded()
+    world.settle()
+    names = world.names()
+    missing = [at for at, name in written if at < lost - 1 and name not in names]
+    assert missing == []
+    print(json.dumps({"written": len(written), "missing": sum(n not in names for _, n in written)}))
+
+
+FLUSH = ("python3", "/etc/compose-stack/current/bin/keeper.py", "flush")

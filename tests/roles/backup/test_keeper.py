@@ -1,0 +1,263 @@
+"""What is due, what is kept and what can be restored: the keeper's judgement, by itself."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import importlib.util
+import shutil
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.harness import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SOURCE = ROOT / "roles" / "backup" / "templates" / "bin" / "keeper.py"
+_spec = importlib.util.spec_from_file_location("keeper", SOURCE)
+assert _spec is not None
+assert _spec.loader is not None
+keeper: Any = importlib.util.module_from_spec(_spec)
+sys.modules["keeper"] = keeper
+_spec.loader.exec_module(keeper)
+
+HOUR = 2
+WINDOW = dt.timedelta(days=7)
+NOON = dt.datetime(2026, 3, 31, 12, tzinfo=dt.UTC)
+MINUTE = dt.timedelta(minutes=1)
+DAY = dt.timedelta(days=1)
+
+
+def backup(began: dt.datetime, *, parent: str | None = None, **more: Any) -> Any:
+    facts = {"status": "DONE", "wal": "0" * 24, "bytes": 1 << 20, "verified": True, **more}
+    return keeper.Backup(
+        id=f"{began:%Y%m%dT%H%M%S}", parent=parent, began=began, end=began + MINUTE, **facts
+    )
+
+
+RECORD = """\
+backup_id=20261128T100259
+backup_label='START WAL LOCATION: 0/3000028'
+begin_time=2026-11-28 10:02:59.836921+00:00
+end_time=2026-11-28 10:03:00.348700+00:00
+parent_backup_id=20261127T020000
+size=33719957
+status=DONE
+"""
+
+
+def test_a_record_of_barman() -> None:
+    found = keeper.parsed(RECORD)
+    assert found.id == "20261128T100259"
+    assert not found.full
+    assert found.end - found.began == dt.timedelta(microseconds=511779)
+    assert found.bytes == 33719957
+    assert not found.good, "nobody has read it again yet"
+    assert replace(found, verified=True).good
+    assert keeper.parsed("backup_id=1\nbegin_time=None\nstatus=EMPTY") is None
+
+
+def test_what_is_due() -> None:
+    """BM-8: a full one a week, an incremental one a day, and what was missed as soon as it can."""
+    full = backup(NOON - 3 * DAY)
+    today = backup(NOON.replace(hour=HOUR, minute=5), parent=full.id)
+    assert keeper.due([], NOON, HOUR, None) == "full"
+    assert keeper.due([full], NOON, HOUR, None) == "incremental"
+    assert keeper.due([full, today], NOON, HOUR, None) is None
+    assert keeper.due([full, today], NOON.replace(hour=1) + DAY, HOUR, None) is None
+    assert keeper.due([full, today], NOON.replace(hour=HOUR) + DAY, HOUR, None) == "incremental"
+    # Whatever the hour at which the first was taken, the next full one comes at the hour.
+    assert keeper.due([full], full.began.replace(hour=HOUR) + 7 * DAY, HOUR, None) == "full"
+    assert (
+        keeper.due([full], full.began.replace(hour=HOUR) + 7 * DAY - MINUTE, HOUR, None)
+        == "incremental"
+    )
+    # What failed, or is damaged, does not count; nor does what was before a restore.
+    assert keeper.due([replace(full, verified=False)], NOON, HOUR, None) == "full"
+    assert keeper.due([replace(full, status="FAILED")], NOON, HOUR, None) == "full"
+    assert keeper.due([full, today], NOON, HOUR, NOON - MINUTE) == "full"
+
+
+moments = st.integers(0, 365 * 86400).map(lambda n: NOON + dt.timedelta(seconds=n))
+
+
+@given(st.lists(moments, max_size=12, unique=True), moments, st.integers(0, 23))
+def test_what_was_taken_is_due_no_more(
+    began: list[dt.datetime], at: dt.datetime, hour: int
+) -> None:
+    found = [backup(moment) for moment in sorted(began) if moment <= at]
+    kind = keeper.due(found, at, hour, None)
+    if kind:
+        parent = found[-1].id if kind == "incremental" else None
+        assert keeper.due([*found, backup(at, parent=parent)], at, hour, None) is None
+
+
+@given(st.lists(moments, max_size=12, unique=True), st.lists(moments, max_size=3), moments, moments)
+def test_a_chosen_backup_leads_to_the_moment(
+    began: list[dt.datetime], restores: list[dt.datetime], at: dt.datetime, target: dt.datetime
+) -> None:
+    """It ended before it, and no restore lies between."""
+    found = [backup(moment) for moment in sorted(began) if moment <= at]
+    spans = keeper.spans(found, restores, at, WINDOW)
+    try:
+        chosen = keeper.chosen(spans, target)
+    except keeper.Refused:
+        assert not [span for span in spans if span.first <= target <= span.last]
+        return
+    assert chosen.end <= target <= at
+    assert not [moment for moment in restores if chosen.began < moment < target]
+    nearer = [item for item in found if chosen.end < item.end <= target]
+    assert not nearer or any(chosen.began < moment <= nearer[0].began for moment in restores)
+
+
+def test_the_window() -> None:
+    """BM-8: from the last backup that is older than it; what is older stands by itself."""
+    old, edge, new = (backup(NOON - n * DAY) for n in (30, 8, 1))
+    (span,) = keeper.spans([old, edge, new], [], NOON, WINDOW)
+    assert (span.first, span.last) == (edge.end, NOON)
+    assert keeper.chosen([span], NOON - 2 * DAY) is edge
+    with pytest.raises(keeper.Refused, match=r"Possible are 2026-03-23 12:01:00 to 2026-03-31 12"):
+        keeper.chosen([span], edge.end - MINUTE)
+
+
+def test_a_restore_begins_another_history() -> None:
+    """What was written before it can be had up to it, what came after from the next backup on."""
+    before, after = backup(NOON - 2 * DAY), backup(NOON - 1 * DAY + MINUTE)
+    found = keeper.spans([before, after], [NOON - 1 * DAY], NOON, WINDOW)
+    assert [(item.first, item.last) for item in found] == [
+        (before.end, NOON - DAY),
+        (after.end, NOON),
+    ]
+    assert keeper.chosen(found, NOON - DAY) is before
+    with pytest.raises(keeper.Refused, match=r"to 2026-03-30 12:00:00, and 2026-03-30 12:02:00 to"):
+        keeper.chosen(found, after.end - MINUTE / 2)
+
+
+def test_what_is_kept_for_long() -> None:
+    """BM-8: the first full one of each of four weeks and six months."""
+    fulls = [backup(NOON - n * 7 * DAY) for n in range(60, -1, -1)]
+    twice = backup(fulls[-1].began + MINUTE)
+    daily = [backup(item.began + DAY, parent=item.id) for item in fulls]
+    chosen = keeper.lasting([*fulls, twice, *daily], NOON, 4, 6)
+    by_week = {item.id for item in fulls[-4:]}
+    by_month = {
+        f"{moment}T120000" for moment in
+        ("20251007", "20251104", "20251202", "20260106", "20260203", "20260303")
+    }  # fmt: skip
+    assert chosen == by_week | by_month
+    assert twice.id not in chosen
+    assert keeper.lasting(fulls, NOON, 0, 0) == set()
+    bad = [replace(item, verified=False) for item in fulls]
+    assert keeper.lasting(bad, NOON, 4, 6) == set()
+
+
+@pytest.mark.parametrize("text", ["yesterday", "", "2026-13-01", "12:00"])
+def test_no_moment(text: str) -> None:
+    """Bad input: says how a moment is written."""
+    with pytest.raises(keeper.Refused, match="is no moment: write 2026-03-31"):
+        keeper.moment(text)
+
+
+def test_a_moment_is_utc_unless_it_says_otherwise() -> None:
+    assert keeper.moment("2026-03-31 12:00") == NOON
+    assert keeper.moment("2026-03-31T14:00:00+02:00") == NOON
+
+
+WAL = "0000000100000000000000"
+
+
+class Home(NamedTuple):
+    data: Path
+    ran: list[tuple[str, ...]]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """Directories of its own, and a note of what would be run."""
+    data, base = tmp_path / "data", tmp_path / "barman"
+    for path in (data, base / "main" / "meta", base / "main" / "wals", base / "main" / "streaming"):
+        path.mkdir(parents=True)
+    monkeypatch.setattr(keeper, "DATA", data)
+    monkeypatch.setattr(keeper, "HOME", base)
+    monkeypatch.setattr(keeper, "STATE", keeper.State(base / "keeper.json"))
+    ran: list[tuple[str, ...]] = []
+    monkeypatch.setattr(keeper, "run", lambda *command, **_: ran.append(command) or "")
+    (base / "main" / "meta" / "20260330T120000-backup.info").write_text(
+        f"begin_time={NOON - DAY}\nend_time={NOON - DAY + MINUTE}\nstatus=DONE\n"
+        f"parent_backup_id=None\nsize={5 << 20}\nbegin_wal={WAL}03\n"
+    )
+    return Home(data, ran)
+
+
+def test_a_disk_without_room(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bad input: refused before anything is written, and what an earlier try left is gone."""
+    left = home.data / "pgdata.restored"
+    left.mkdir()
+    usage = shutil.disk_usage(home.data)
+    monkeypatch.setattr(keeper.shutil, "disk_usage", lambda _: usage._replace(free=4 << 20))
+    with pytest.raises(keeper.Refused, match="5 MiB are needed and 4 MiB are free"):
+        keeper.lay_out("20260330T120000", "latest")
+    assert home.ran == []
+    assert list(home.data.iterdir()) == []
+
+
+def test_an_archive_with_a_gap(home: Home) -> None:
+    """Bad input: a file of WAL that was archived and is gone, of this timeline and since then."""
+    archive = keeper.HOME / "main" / "wals"
+    (archive / WAL[:16]).mkdir()
+    names = [f"{WAL}02", f"{WAL}03", f"{WAL}04", "00000002.history", f"{'0' * 7}2{WAL[8:]}04"]
+    (archive / "main-xlog.db").write_text("".join(f"{name}\t1\t1\tgzip\n" for name in names))
+    (archive / WAL[:16] / f"{WAL}03").touch()
+    with pytest.raises(keeper.Refused, match=f"The archive lacks {WAL}04: "):
+        keeper.lay_out("20260330T120000", "latest")
+    (archive / WAL[:16] / f"{WAL}04").touch()
+    with contextlib.suppress(FileNotFoundError):  # nobody lays out anything here
+        keeper.lay_out("20260330T120000", "latest")
+    assert home.ran[-1][-2:] == ("20260330T120000", str(home.data / "pgdata.restored"))
+
+
+@pytest.mark.parametrize("name", ["pgdata", "../data", "pgdata.before-1", "pgdata.restored"])
+def test_only_a_database_takes_the_place(home: Home, name: str) -> None:
+    """Bad input: nothing is exchanged for what is not there, or is no database."""
+    (home.data / "pgdata").mkdir()
+    (home.data / "pgdata.restored").mkdir()
+    with pytest.raises(keeper.Refused, match="There is no"):
+        keeper.swap(name)
+    assert (home.data / "pgdata").is_dir()
+    assert home.ran == []
+
+
+def test_where_there_was_no_database(home: Home) -> None:
+    """FS-7: a disk that was lost: nothing is set aside, and what the receiver had goes."""
+    (home.data / "pgdata.restored").mkdir()
+    (home.data / "pgdata.restored" / "PG_VERSION").write_text("17\n")
+    partial = keeper.HOME / "main" / "streaming" / "000000010000000000000004.partial"
+    partial.touch()
+    assert keeper.swap("pgdata.restored") == ""
+    assert [path.name for path in home.data.iterdir()] == ["pgdata"]
+    assert not partial.exists()
+    assert len(keeper.STATE.read()["restores"]) == 1
+
+
+def test_what_is_said_to_prometheus(home: Home) -> None:
+    """BM-6: nothing good yet is a failure only once PostgreSQL's WAL does not come."""
+    status = keeper.Status()
+    status.receiving = True
+    assert "backup_failing 0\n" in status.text()
+    assert "backup_last_success_timestamp_seconds 0\n" in status.text()
+    keeper.STATE.update(verified=["20260330T120000"])
+    ended = int((NOON - DAY + MINUTE).timestamp())
+    assert f"backup_last_success_timestamp_seconds {ended}\n" in status.text()
+    assert 'backup_backups{kind="full"} 1\n' in status.text()
+    keeper.STATE.update(failing={"at": "now", "why": "no room"})
+    assert "backup_failing 1\n" in status.text()
+    keeper.STATE.update(failing=None)
+    status.receiving = False
+    assert "backup_failing 1\n" in status.text()
+    assert home.ran == []
