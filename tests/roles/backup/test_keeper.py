@@ -187,7 +187,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     monkeypatch.setattr(keeper, "HOME", base)
     monkeypatch.setattr(keeper, "STATE", keeper.State(base / "keeper.json"))
     ran: list[tuple[str, ...]] = []
-    monkeypatch.setattr(keeper, "run", lambda *command, **_: ran.append(command) or "")
+
+    def run(*command: str, **_: Any) -> str:
+        ran.append(command)
+        return ""
+
+    monkeypatch.setattr(keeper, "run", run)
     (base / "main" / "meta" / "20260330T120000-backup.info").write_text(
         f"begin_time={NOON - DAY}\nend_time={NOON - DAY + MINUTE}\nstatus=DONE\n"
         f"parent_backup_id=None\nsize={5 << 20}\nbegin_wal={WAL}03\n"

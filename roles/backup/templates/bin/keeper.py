@@ -569,8 +569,8 @@ def lay_out(backup: str, until: str) -> None:
     missing = lacking(needed[0])
     if missing:
         raise Refused(
-            f"The archive lacks {', '.join(missing)}: what was written from then on cannot be restored "
-            "from this backup. `make backups` lists others, for BACKUP=<id>."
+            f"The archive lacks {', '.join(missing)}: what was written from then on cannot be "
+            "restored from this backup. `make backups` lists others, for BACKUP=<id>."
         )
     if room > free:
         raise Refused(
