@@ -64,7 +64,7 @@ def test_lock_is_pinned_and_hashed(lock: str) -> None:
     text = (ROOT / lock).read_text()
     assert "://" not in text
     blocks = re.split(r"\n(?=\S)", text.strip())
-    assert len(blocks) > 5
+    assert len(blocks) > (0 if lock in BACKUP else 5)
     for block in blocks:
         assert re.match(r"[a-z0-9-]+==\S+", block), block
         assert "--hash=sha256:" in block, block
