@@ -111,6 +111,10 @@ backup: controller ## back up the database now; without being asked it is done e
 backups: controller ## the backups there are, and the moments that can be restored
 	@$(playbook) playbooks/backups.yml
 
+.PHONY: drill
+drill: controller ## prove that the backups can be restored, now; without being asked it is done every night
+	@$(playbook) playbooks/drill.yml
+
 .PHONY: restore
 restore: export GIVEN = $(value TIME)
 restore: controller ## the database as of TIME='2026-03-31 03:15:00' (UTC), TIME=latest, RELEASE=42, BACKUP=<id> or ASIDE=<name>

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
+import os
 import re
 import uuid
 from dataclasses import dataclass
@@ -23,8 +25,13 @@ BENCH = Bench("compose-stack-backups", "/opt/compose-stack-backups", 19080, 1944
 KEEPER = ("python3", "/etc/compose-stack/current/bin/keeper.py")
 PSQL = ("psql", "-h", "/run/postgresql", "-U", "postgres", "-d", "app", "-AtqX", "-c")
 ENGINE = Engine()
-# What the database does not need.
+# Without what the database does not need.
 SERVICES = ["postgres", "redis", "rabbitmq", "api", "backup", "nginx"]
+
+SMALL = BENCH.data / "small"
+# On the disk: what a container writes into memory counts as its own, and a restore writes a lot.
+DATA = BENCH.backups.parent / "postgres"
+SETTINGS = {**BENCH.variables, "stack_services": SERVICES, "postgres_data_dir": str(DATA)}
 
 
 @dataclass
@@ -35,19 +42,15 @@ class World:
 
     @property
     def data(self) -> Path:
-        return BENCH.data / "postgres"
+        return DATA
 
     @property
     def archive(self) -> Path:
-        return BENCH.data / "backup" / "main"
+        return BENCH.backups / "main"
 
     def run(self, name: str, *options: str, **variables: Any) -> Run:
         return playbook(
-            INVENTORY,
-            *options,
-            name=name,
-            variables={**BENCH.variables, "stack_services": SERVICES, **variables},
-            seconds=600,
+            INVENTORY, *options, name=name, variables={**SETTINGS, **variables}, seconds=600
         )
 
     def restore(self, *options: str, **variables: Any) -> Run:
@@ -55,14 +58,60 @@ class World:
         return self.run("restore.yml", *options, **given)
 
     def keeper(self, *words: str) -> dict[str, Any]:
-        """What the keeper answers."""
-        found: dict[str, Any] = json.loads(self.stack.execute("backup", *KEEPER, *words))
+        """What the keeper answers, be it that it refuses."""
+        said = self.stack.execute("backup", *KEEPER, *words, check=False)
+        found: dict[str, Any] = json.loads(said.splitlines()[-1])
         return found
 
     def backups(self) -> list[dict[str, Any]]:
         run = self.stack.compose("run", "--rm", "--no-deps", "-T", "restore", *KEEPER, "list")
         (line,) = [line for line in run.splitlines() if line.startswith("{")]
         return [item for item in json.loads(line)["backups"] if item["good"]]
+
+    def metrics(self) -> dict[str, float]:
+        """What the backup service says to Prometheus."""
+        fetch = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9120/metrics').read().decode())"
+        lines = self.stack.execute("backup", "python3", "-c", fetch).splitlines()
+        return {
+            name: float(value)
+            for name, _, value in (line.partition(" ") for line in lines)
+            if value and not name.startswith("#")
+        }
+
+    @contextlib.contextmanager
+    def damaged(self, how: str) -> Iterator[None]:
+        """While the archive, or the drill's disk, is not as it should be."""
+        if how == "a full disk":
+            SMALL.mkdir()
+            options = "size=40m,uid=70,gid=70,mode=0700"
+            ENGINE.run("mount", "-t", "tmpfs", "-o", options, "tmpfs", str(SMALL))
+            try:
+                self.run("site.yml", backup_drill_dir=str(SMALL)).succeeded()
+                yield
+            finally:
+                self.run("site.yml").succeeded()
+                unmount()
+            return
+        if how == "missing WAL":
+            timeline = self.psql("SELECT pg_walfile_name(pg_current_wal_lsn())")[:8]
+            (*_, path) = sorted((self.archive / "wals").glob(f"{timeline}*/{timeline}*"))
+        else:
+            # Of the newest full backup, and changed by nobody since.
+            full = [item["id"] for item in self.backups() if item["full"]][-1]
+            relation = self.psql("SELECT pg_relation_filepath('pg_proc')")
+            path = self.archive / "base" / full / "data" / relation
+        content, owner = path.read_bytes(), path.stat()
+        try:
+            if how == "missing WAL":
+                path.unlink()
+            elif how == "an empty file":
+                path.write_bytes(b"")
+            else:
+                path.write_bytes(content[:-100] + bytes([content[-100] ^ 1]) + content[-99:])
+            yield
+        finally:
+            path.write_bytes(content)
+            os.chown(path, owner.st_uid, owner.st_gid)
 
     def psql(self, statement: str) -> str:
         return self.stack.execute("postgres", *PSQL, statement).strip()
@@ -89,17 +138,37 @@ class World:
     def settle(self) -> None:
         """The stack is healthy, and the present history of the database has its backup."""
         self.stack.wait_healthy()
-        wait_for("a backup", lambda: self.keeper("plan", "--until", "latest"), 120, 1)
+        wait_for(
+            "a backup", lambda: "there is" in str(self.keeper("plan", "--until", "latest")), 120
+        )
 
 
 @pytest.fixture(scope="session")
 def world() -> Iterator[World]:
-    playbook(INVENTORY, name="build.yml", seconds=600).succeeded()
-    BENCH.clean()
-    BENCH.run(stack_services=SERVICES)
     world = World(BENCH.stack)
-    yield world
-    BENCH.clean()
+    world.run("build.yml").succeeded()
+    clean(world)
+    try:
+        world.run("site.yml").succeeded()
+        yield world
+    finally:
+        clean(world)
+
+
+def clean(world: World) -> None:
+    unmount()
+    world.run("clean.yml", clean_confirm=BENCH.project).succeeded()
+    for path in (BENCH.data, DATA.parent):
+        with contextlib.suppress(OSError):
+            path.rmdir()
+
+
+def unmount() -> None:
+    """A directory that something is mounted on cannot be removed."""
+    if SMALL.is_mount():
+        ENGINE.run("umount", "--lazy", str(SMALL))
+    with contextlib.suppress(FileNotFoundError):
+        SMALL.rmdir()
 
 
 def said(run: Run) -> str:

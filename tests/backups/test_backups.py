@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 import requests
 
-from tests.backups.conftest import BENCH, ENGINE, INVENTORY, SERVICES, said
+from tests.backups.conftest import BENCH, ENGINE, INVENTORY, SETTINGS, said
 from tests.harness import playbook, wait_for
 
 if TYPE_CHECKING:
@@ -107,14 +107,14 @@ def test_a_release_comes_back(world: World) -> None:
 
 
 def test_what_does_not_serve_is_exchanged_back(world: World) -> None:
-    """FS-7: by itself, and nothing that was written is lost."""
+    """FS-7: by itself, and nothing that was written is lost; another's database does not serve."""
     name = world.create()
-    broken = world.data / "pgdata.before-broken"
-    owner = (world.data / "pgdata").stat()
-    ENGINE.run("install", "-d", "-o", str(owner.st_uid), "-g", str(owner.st_gid), str(broken))
-    (broken / "PG_VERSION").write_text("17\n")
-    run = world.restore(restore_aside=broken.name, stack_up_timeout_seconds=20).failed()
+    # In PostgreSQL's own container, which alone has what makes one.
+    foreign = "/var/lib/postgresql/data/pgdata.before-foreign"
+    world.stack.execute("postgres", "initdb", "--no-instructions", "--auth=peer", "-D", foreign)
+    run = world.restore(restore_aside="pgdata.before-foreign", stack_up_timeout_seconds=20).failed()
     assert "What was restored does not serve" in said(run)
+    assert "is another than the one that was there" in ENGINE.run("docker", "logs", POSTGRES)
     assert "The database that ran before runs again." in said(run)
     world.settle()
     assert name in world.names()
@@ -163,36 +163,59 @@ def test_missing_wal_is_found(world: World) -> None:
     assert "The running database was not touched." in said(run)
 
 
+def test_a_drill(world: World) -> None:
+    """FS-7: a restore is proved apart from everything, and `make backups` says when."""
+    before = world.stack.lives(running=True)
+    text = said(world.run("drill.yml").succeeded())
+    assert "every page and index as it should be, and it ends where it should" in text
+    assert world.stack.lives(running=True) == before
+    assert "Proved at" in said(world.run("backups.yml").succeeded())
+    drill = world.stack.one("drill")
+    assert list(drill["NetworkSettings"]["Networks"]) == ["none"]
+    metrics = world.metrics()
+    assert metrics["backup_drill_failing"] == 0
+    assert time.time() - metrics["backup_drill_last_success_timestamp_seconds"] < 60
+
+
+@pytest.mark.parametrize("damage", ["a flipped bit", "an empty file", "missing WAL", "a full disk"])
+def test_what_turns_a_drill_red(world: World, damage: str) -> None:
+    """FS-7: damage to the archive is found by the next drill."""
+    with world.damaged(damage):
+        answer = world.keeper("drill")
+    assert "refused" in answer
+    assert world.metrics()["backup_drill_failing"] == 1
+
+
+def test_a_drill_that_is_green_again(world: World) -> None:
+    """FS-7: `make backups` says that it failed and why, until the next one succeeds."""
+    assert "The drill failed at" in said(world.run("backups.yml").succeeded())
+    text = said(world.run("backup.yml").succeeded())
+    assert "(full, " in text, "nothing is built on what could not be restored"
+    world.run("drill.yml").succeeded()
+    assert world.metrics()["backup_drill_failing"] == 0
+    assert "The drill failed at" not in said(world.run("backups.yml").succeeded())
+
+
 def test_an_interrupted_restore(world: World) -> None:
     """Bad input: killed while it is laid out; the database serves, and the next one works."""
     name = world.create()
     time.sleep(0.2)
     moment = world.now()
     before = world.stack.lives(running=True)
-    variables = {**BENCH.variables, "stack_services": SERVICES}
     given = {"restore_time": moment, "restore_confirm": BENCH.project}
     playbook(
-        INVENTORY, name="restore.yml", variables={**variables, **given},
+        INVENTORY, name="restore.yml", variables={**SETTINGS, **given},
         interrupt_at="TASK [Lay it out beside", kill_after=2, seconds=120,
     ).failed()  # fmt: skip
     after = world.stack.lives(running=True)
     assert {key: after.get(key) for key in before} == before
     assert name in world.names()
     later = world.create()
-    # Whatever the killed run had started may still be at it.
-    wait_for("the end of what it started", lambda: not helpers(), 60)
+    # What the killed run had started may still be at it: the next one ends it.
     world.restore(restore_time=moment).succeeded()
     world.settle()
     assert name in world.names()
     assert later not in world.names()
-
-
-def helpers() -> list[str]:
-    """Containers that a restore has started."""
-    listed = ENGINE.run(
-        "docker", "ps", "--quiet", "--filter", f"name={BENCH.project}-(restore|try)-run"
-    )
-    return listed.split()
 
 
 def test_a_lost_disk(world: World) -> None:
@@ -210,11 +233,22 @@ def test_a_lost_disk(world: World) -> None:
     thread = threading.Thread(target=write, daemon=True)
     thread.start()
     wait_for("some writes", lambda: len(written) > 20, 60)
+    # Whole files of WAL that nobody has archived yet are received, too.
+    for _ in range(2):
+        world.psql("SELECT pg_switch_wal()")
+        enough = len(written) + 5
+        while len(written) < enough:
+            time.sleep(0.1)
     lost = time.time()
-    ENGINE.run("docker", "kill", f"{BENCH.project}-postgres-1")
+    ENGINE.run("docker", "kill", POSTGRES)
     stop.set()
     thread.join()
     ENGINE.run("rm", "-rf", str(world.data / "pgdata"))
+    # As after a reboot: it does not take the empty disk for a first start.
+    ENGINE.run("docker", "start", POSTGRES)
+    refused = f"There is no database in {world.data}, and there was one"
+    wait_for("the refusal", lambda: refused in ENGINE.run("docker", "logs", POSTGRES), 30)
+    assert not (world.data / "pgdata").exists()
     world.restore(restore_time="latest").succeeded()
     world.settle()
     names = world.names()
@@ -223,4 +257,5 @@ def test_a_lost_disk(world: World) -> None:
     print(json.dumps({"written": len(written), "missing": sum(n not in names for _, n in written)}))
 
 
+POSTGRES = f"{BENCH.project}-postgres-1"
 FLUSH = ("python3", "/etc/compose-stack/current/bin/keeper.py", "flush")

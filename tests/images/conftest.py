@@ -176,7 +176,7 @@ def variables_of(references: dict[str, str]) -> dict[str, Any]:
     built = {"registry": references["backup"], "build": {"context": "backup"}}
     return {
         "_backup_images": {"backup": built},
-        **{f"{name}_image": reference for name, reference in references.items()},
+        **{f"{name}_image": references[name] for name in references.keys() - {"backup"}},
     }
 
 

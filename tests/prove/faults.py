@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import requests
 
 from tests.harness import wait_for
-from tests.prove.world import DATA, DIRECTORY, ENGINE, FLOOD, PROJECT
+from tests.prove.world import DATA, DIRECTORY, ENGINE, FLOOD, PROJECT, PSQL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -66,6 +66,7 @@ EXCEPTIONS = {
         "which is delivered, in its expression alone"
     ),
     ("BackupOld", "critical"): "needs a day without a backup",
+    ("DrillOld", "critical"): "needs a day and a half without a drill",
     **dict.fromkeys(
         [
             ("GrafanaDown", "warning"),
@@ -408,6 +409,18 @@ def lost_stream(world: World) -> Iterator[None]:
     world.psql(senders)
     yield
     world.psql("ALTER ROLE backup REPLICATION")
+
+
+@fault("the drill cannot write its marker", Expected("DrillFailing", "warning"))
+def unmarked_drill(world: World) -> Iterator[None]:
+    rights = "INSERT ON drill.markers {} backup"
+    postgres = ("postgres", *PSQL, "-d", "postgres", "-c")
+    world.stack.execute(*postgres, f"REVOKE {rights.format('FROM')}")
+    keeper = ("python3", "/etc/compose-stack/current/bin/keeper.py", "drill")
+    assert "permission denied" in world.stack.execute("backup", *keeper, check=False)
+    yield
+    world.stack.execute(*postgres, f"GRANT {rights.format('TO')}")
+    world.stack.execute("backup", *keeper)
 
 
 def _rabbitmqctl(world: World, *words: str) -> None:

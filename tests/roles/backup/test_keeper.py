@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import importlib.util
+import json
 import shutil
 import sys
 from dataclasses import replace
@@ -126,6 +127,13 @@ def test_the_window() -> None:
         keeper.chosen([span], edge.end - MINUTE)
 
 
+def test_a_history_that_ended_before_the_window() -> None:
+    """What is kept of it stands by itself: its WAL is gone."""
+    before, after = backup(NOON - 40 * DAY), backup(NOON - 20 * DAY)
+    (span,) = keeper.spans([before, after], [NOON - 30 * DAY], NOON, WINDOW)
+    assert span.first == after.end
+
+
 def test_a_restore_begins_another_history() -> None:
     """What was written before it can be had up to it, what came after from the next backup on."""
     before, after = backup(NOON - 2 * DAY), backup(NOON - 1 * DAY + MINUTE)
@@ -155,6 +163,15 @@ def test_what_is_kept_for_long() -> None:
     assert keeper.lasting(fulls, NOON, 0, 0) == set()
     bad = [replace(item, verified=False) for item in fulls]
     assert keeper.lasting(bad, NOON, 4, 6) == set()
+
+
+def test_what_the_window_needs_is_not_kept_by_itself() -> None:
+    """Barman counts neither incremental backups nor WAL with what stands by itself."""
+    fulls = [backup(NOON - n * DAY) for n in (21, 14, 7.2, 0.2)]
+    assert keeper.archived(fulls, NOON, WINDOW) == {fulls[0].id, fulls[1].id}
+    assert keeper.archived(fulls[2:], NOON, WINDOW) == set()
+    wanted = keeper.lasting(fulls, NOON, 4, 6)
+    assert {fulls[0].id, fulls[3].id} <= wanted
 
 
 @pytest.mark.parametrize("text", ["yesterday", "", "2026-13-01", "12:00"])
@@ -248,6 +265,135 @@ def test_where_there_was_no_database(home: Home) -> None:
     assert [path.name for path in home.data.iterdir()] == ["pgdata"]
     assert not partial.exists()
     assert len(keeper.STATE.read()["restores"]) == 1
+
+
+def test_when_a_restore_is_proved() -> None:
+    """Once a day from the hour on, of what was there then; again until it succeeds."""
+    night = NOON.replace(hour=4)
+    old = backup(night - DAY)
+    assert not keeper.drill_due([], NOON, 4, None)
+    assert not keeper.drill_due([backup(NOON - MINUTE)], NOON, 4, None), "tonight, then"
+    assert keeper.drill_due([old], NOON, 4, None)
+    assert keeper.drill_due([old], NOON, 4, night - MINUTE)
+    assert not keeper.drill_due([old], NOON, 4, night + MINUTE)
+    assert not keeper.drill_due([replace(old, verified=False)], NOON, 4, None)
+
+
+class Night(NamedTuple):
+    home: Home
+    says: dict[str, Any]
+    """What the database's server answers."""
+
+
+@pytest.fixture
+def night(home: Home, monkeypatch: pytest.MonkeyPatch) -> Night:
+    """A drill whose restore and server answer at once."""
+    says: dict[str, Any] = {"tables": 3, "megabytes": 30, "last": "", "marker": "b"}
+    found = [keeper.Marker("a", NOON - DAY), keeper.Marker("b", NOON)]
+    good = backup(NOON - DAY + MINUTE)
+    monkeypatch.setattr(keeper, "markers", lambda: found)
+    monkeypatch.setattr(keeper, "known_spans", lambda _: [keeper.Span(good.end, NOON, (good,))])
+    monkeypatch.setattr(keeper, "mark", lambda: None)
+    monkeypatch.setattr(keeper, "flush", lambda: None)
+    monkeypatch.setattr(keeper.time, "sleep", lambda _: None)
+
+    def lay_out(name: str, until: str) -> None:
+        assert (name, until) == (good.id, NOON.isoformat()), "the one that can be reached"
+        (home.data / "result").write_text(f"noise\n{json.dumps(says)}\n" if says else "")
+
+    monkeypatch.setattr(keeper, "lay_out", lay_out)
+    return Night(home, says)
+
+
+POLICY = keeper.Policy(2, 7, 4, 6, 4)
+
+
+def test_a_drill_that_succeeds(night: Night) -> None:
+    """A marker that can be reached is there, and the next one is not; and so it is remembered."""
+    found = keeper.proved(POLICY)
+    assert found["tables"] == 3
+    assert found["until"] == keeper.shown(NOON)
+    kept = keeper.STATE.read()["drill"]
+    assert dt.datetime.fromisoformat(kept["proved"]) <= keeper.now()
+    assert "backup_drill_failing 0\n" in keeper.Status().text()
+    assert [path.name for path in night.home.data.iterdir()] == ["result"]
+
+
+@pytest.mark.parametrize(
+    ("says", "cause"),
+    [
+        ({"marker": "a"}, "ends with marker a, not b"),
+        ({"marker": "c"}, "ends with marker c, not b"),
+        ({"marker": ""}, "ends with marker , not b"),
+        ({"refused": "a page is damaged"}, "a page is damaged"),
+        (None, "said nothing that can be read"),
+    ],
+)
+def test_a_drill_that_fails(night: Night, says: dict[str, str] | None, cause: str) -> None:
+    """Each turns it red, and what was proved before stays known."""
+    keeper.proved(POLICY)
+    if says is None:
+        night.says.clear()
+    else:
+        night.says.update(says)
+    with pytest.raises(keeper.Refused, match=cause):
+        keeper.proved(POLICY)
+    text = keeper.Status().text()
+    assert "backup_drill_failing 1\n" in text
+    assert "backup_drill_last_success_timestamp_seconds 0\n" not in text
+    assert cause in keeper.STATE.read()["drill"]["why"]
+
+
+def test_a_drill_without_its_server(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bad input: `drill` is stopped, or was restarted while it was at it."""
+    monkeypatch.setattr(keeper, "lay_out", lambda *_: None)
+    monkeypatch.setattr(keeper, "PATIENCE", 0)
+    with pytest.raises(keeper.Refused, match="does not answer: is it running"):
+        keeper.proved(POLICY)
+    monkeypatch.setattr(keeper, "PATIENCE", 60)
+    request = night.home.data / "request"
+    monkeypatch.setattr(keeper.time, "sleep", lambda _: request.unlink(missing_ok=True))
+    with pytest.raises(keeper.Refused, match="was restarted meanwhile"):
+        keeper.proved(POLICY)
+
+
+def test_after_a_drill_that_failed_a_backup_is_full(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is built on what could not be restored."""
+    taken: list[str] = []
+    monkeypatch.setattr(keeper, "now", lambda: NOON - DAY + 2 * MINUTE)
+    monkeypatch.setattr(keeper, "take", taken.append)
+    keeper.STATE.update(verified=["20260330T120000"])
+    keeper.tend(POLICY)
+    assert taken == []
+    keeper.tend(POLICY, asked=True)
+    keeper.STATE.update(drill={"failed": "now", "why": "a page is damaged"})
+    keeper.tend(POLICY, asked=True)
+    assert taken == ["incremental", "full"]
+    assert home.ran == []
+
+
+def test_what_was_received_is_restored_too(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FS-7: whole files are archived first; the one that Barman leaves behind is copied."""
+    streaming = keeper.HOME / "main" / "streaming"
+    for number in (4, 5):
+        (streaming / f"{WAL}0{number}").write_text(str(number))
+    target = home.data / "pgdata.restored" / "barman_wal"
+
+    def run(*command: str, **_: Any) -> str:
+        home.ran.append(command)
+        if "archive-wal" in command:
+            (streaming / f"{WAL}04").unlink()
+        if "restore" in command:
+            target.mkdir(parents=True)
+        return ""
+
+    monkeypatch.setattr(keeper, "run", run)
+    monkeypatch.setattr(keeper.time, "sleep", lambda _: None)
+    keeper.lay_out("20260330T120000", "latest")
+    assert [path.name for path in target.iterdir()] == [f"{WAL}05"]
+    assert [command[3] for command in home.ran] == ["archive-wal", "restore"]
 
 
 def test_what_is_said_to_prometheus(home: Home) -> None:

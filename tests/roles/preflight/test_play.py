@@ -330,11 +330,12 @@ RULES = [
             "backup_hour": 24,
             "postgres_data_dir": "/srv/database",
             "backup_data_dir": "/srv/database/backups",
+            "backup_drill_dir": "/srv/database",
         },
         [
             "stack_services has backup but not postgres",
             "Out of range: backup_hour 24 (0 to 23)",
-            "backup_data_dir (/srv/database/backups) lies in postgres_data_dir",
+            "In postgres_data_dir lies /srv/database/backups, /srv/database: what takes",
         ],
     ),
 ]

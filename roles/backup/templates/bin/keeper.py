@@ -2,6 +2,7 @@
 
     keeper.py serve         receive WAL, back up when it is due, say how it goes on /metrics
     keeper.py backup        take a backup now
+    keeper.py drill         restore to a random moment, apart from all, and see that it is right
     keeper.py flush         have all that is committed in the archive
     keeper.py list          what can be restored
     keeper.py plan          how a moment or a backup would be restored, or why not
@@ -23,6 +24,7 @@ import http.server
 import itertools
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -46,7 +48,15 @@ WEEK = dt.timedelta(days=7)
 EVERY = 60
 """Seconds between two looks at what is due."""
 PAUSE = 600
-"""Seconds after a failed backup in which none is tried."""
+"""Seconds after a failed backup or drill in which none is tried."""
+SEGMENT = 16 << 20
+"""Bytes of one file of WAL, which the archive has compressed."""
+PATIENCE = 60
+"""Seconds within which a request for a drill is taken."""
+LONGEST = 6 * 3600
+"""Seconds that trying what was restored may take."""
+MARK = 900
+"""Seconds between two markers, between which a drill can tell."""
 
 
 class Refused(Exception):  # noqa: N818  it is an answer
@@ -63,10 +73,12 @@ class Policy:
     """Days of which every moment can be restored."""
     weeks: int
     months: int
+    drill_hour: int
+    """Hour of the day (UTC) from which on a restore is proved."""
 
     @classmethod
     def from_environment(cls) -> Policy:
-        names = ("HOUR", "DAYS", "WEEKS", "MONTHS")
+        names = ("HOUR", "DAYS", "WEEKS", "MONTHS", "DRILL_HOUR")
         return cls(*(int(os.environ[f"BACKUP_{name}"]) for name in names))
 
 
@@ -113,16 +125,22 @@ class State:
         self.path = path
 
     def read(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"verified": [], "restores": [], "failing": None}
+        found: dict[str, Any] = {"verified": [], "restores": [], "failing": None, "drill": {}}
         with contextlib.suppress(FileNotFoundError):
             found.update(json.loads(self.path.read_text()))
         return found
 
     def update(self, **values: Any) -> None:
-        text = json.dumps({**self.read(), **values}, indent=1)
-        fresh = self.path.with_suffix(".new")
-        fresh.write_text(text)
-        fresh.rename(self.path)
+        # The server's threads, and what is typed meanwhile.
+        with self.path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            text = json.dumps({**self.read(), **values}, indent=1)
+            fresh = self.path.with_suffix(".new")
+            with fresh.open("w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.rename(self.path)
 
 
 STATE = State(HOME / "keeper.json")
@@ -187,7 +205,8 @@ def spans(
     result = []
     for first, last in itertools.pairwise(bounds):
         mine = [item for item in found if item.good and first <= item.began < last]
-        if not mine:
+        # Of what ended before the window no WAL is left.
+        if not mine or last <= at - window:
             continue
         # Of what is older, only what is kept by itself remains, without the WAL after it.
         old = [item for item in mine if item.end <= at - window]
@@ -196,21 +215,30 @@ def spans(
     return result
 
 
+def oclock(at: dt.datetime, hour: int) -> dt.datetime:
+    """When it was last that hour."""
+    today = at.replace(hour=hour, minute=0, second=0, microsecond=0)
+    return today if today <= at else today - dt.timedelta(days=1)
+
+
+def drill_due(
+    found: Sequence[Backup], at: dt.datetime, hour: int, proved: dt.datetime | None
+) -> bool:
+    """Whether a restore is to be proved: once a day, from the hour on, of what was there then."""
+    return any(item.good and item.end < oclock(at, hour) for item in found) and (
+        proved is None or proved < oclock(at, hour)
+    )
+
+
 def due(
     found: Sequence[Backup], at: dt.datetime, hour: int, since: dt.datetime | None
 ) -> str | None:
     """Which backup is due: "full", "incremental" or none; `since` is the last restore."""
-
-    def day(moment: dt.datetime) -> dt.datetime:
-        """When the day's backup was last due at that moment."""
-        today = moment.replace(hour=hour, minute=0, second=0, microsecond=0)
-        return today if today <= moment else today - dt.timedelta(days=1)
-
     mine = [item for item in found if item.good and (since is None or item.began >= since)]
     fulls = [item for item in mine if item.full]
-    if not fulls or day(at) - day(fulls[-1].began) >= WEEK:
+    if not fulls or oclock(at, hour) - oclock(fulls[-1].began, hour) >= WEEK:
         return "full"
-    return "incremental" if mine[-1].began < day(at) else None
+    return "incremental" if mine[-1].began < oclock(at, hour) else None
 
 
 def lasting(found: Sequence[Backup], at: dt.datetime, weeks: int, months: int) -> set[str]:
@@ -231,10 +259,20 @@ def lasting(found: Sequence[Backup], at: dt.datetime, weeks: int, months: int) -
     return {item.id for item in chosen if item is not None}
 
 
+def archived(found: Sequence[Backup], at: dt.datetime, window: dt.timedelta) -> set[str]:
+    """Full backups that the window needs no more.
+
+    Only these may be marked as kept: with what stands by itself, Barman counts neither incremental
+    backups nor WAL.
+    """
+    old = [item for item in found if item.full and item.good and item.end <= at - window]
+    return {item.id for item in old[:-1]}
+
+
 # -- Barman and PostgreSQL ----------------------------------------------------------------------
 
 
-def run(*command: str, seconds: float | None = None) -> str:
+def run(*command: str, seconds: float | None = None, **environment: str) -> str:
     """Output of a command.
 
     Raises:
@@ -243,7 +281,7 @@ def run(*command: str, seconds: float | None = None) -> str:
     try:
         done = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds,
-            check=False,
+            check=False, env={**os.environ, **environment},
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise Refused(f"{command[0]} took more than {seconds} s") from None
@@ -307,6 +345,8 @@ def verify(backup: Backup) -> Backup:
     try:
         barman("verify-backup", backup.id)
     except Refused as error:
+        if "pg_verifybackup: error" not in str(error):  # it could not be read, for now
+            raise
         barman("delete", backup.id)
         raise Refused(f"backup {backup.id} is damaged and was removed: {error}") from None
     verified = STATE.read()["verified"]
@@ -324,16 +364,23 @@ def tend(policy: Policy, *, asked: bool = False) -> Backup | None:
                 barman("delete", item.id)
             elif item.status == "DONE" and not item.verified:
                 verify(item)
+        keep(policy)
         kind = due(backups(), now(), policy.hour, last_restore())
         if kind is None and asked:
-            kind = "incremental"
-        taken = take(kind) if kind else None
-        wanted = lasting(backups(), now(), policy.weeks, policy.months)
-        for item in backups():
-            if item.full and item.status == "DONE" and kept(item.id) is not (item.id in wanted):
-                change = ["--target", "standalone"] if item.id in wanted else ["--release"]
-                barman("keep", *change, item.id)
-        return taken
+            # Nothing is built on what could not be restored.
+            kind = "full" if "failed" in STATE.read()["drill"] else "incremental"
+        return take(kind) if kind else None
+
+
+def keep(policy: Policy) -> None:
+    """Mark what is to outlive the window, and give free what need not any more."""
+    found, at = backups(), now()
+    wanted = lasting(found, at, policy.weeks, policy.months)
+    wanted &= archived(found, at, dt.timedelta(days=policy.days))
+    for item in found:
+        if item.full and item.status == "DONE" and kept(item.id) is not (item.id in wanted):
+            change = ["--target", "standalone"] if item.id in wanted else ["--release"]
+            barman("keep", *change, item.id)
 
 
 def noted(policy: Policy, *, asked: bool = False) -> Backup | None:
@@ -370,6 +417,127 @@ class Receiver(threading.Thread):
             time.sleep(2)
 
 
+# -- proving that it can be restored ------------------------------------------------------------
+
+
+def mark() -> None:
+    """Leave a row by which a drill can tell where its recovery has stopped; forget old ones."""
+    query("INSERT INTO drill.markers DEFAULT VALUES")
+    query("DELETE FROM drill.markers WHERE at < now() - interval '2 days'")
+
+
+@dataclass(frozen=True)
+class Marker:
+    id: str
+    until: dt.datetime
+    """A moment between its commit and that of the next one."""
+
+
+def markers() -> list[Marker]:
+    """All that have a next one, the oldest first."""
+    rows = query(
+        "SELECT id, extract(epoch FROM (at + (lead(at) OVER (ORDER BY at) - at) / 2))"
+        " FROM drill.markers ORDER BY at"
+    )
+    found = [line.split("|") for line in rows.splitlines()]
+    return [Marker(name, dt.datetime.fromtimestamp(float(at), dt.UTC)) for name, at in found if at]
+
+
+def drill(policy: Policy) -> dict[str, Any]:
+    """Restore to a random marker, apart from everything, and hold the result against it.
+
+    Raises:
+        Refused: it could not be restored, or is not what it should be.
+    """
+    for _ in range(2):
+        mark()
+        time.sleep(1)
+    mark()
+    flush()
+    spans, restored = known_spans(policy), last_restore()
+    if not spans or (restored and spans[-1].first < restored):
+        raise Refused("There is no backup yet of the database that runs.")
+    possible = [item for item in markers() if spans[-1].first <= item.until <= spans[-1].last]
+    marker = random.choice(possible)  # noqa: S311  nobody gains by guessing it
+    backup = chosen(spans, marker.until)
+    request, taken, result = DATA / "request", DATA / "taken", DATA / "result"
+    asked = time.monotonic()
+    while taken.exists():  # by a drill whose keeper went away
+        if time.monotonic() - asked > LONGEST:
+            raise Refused("The service `drill` is still at an earlier drill: restart it.")
+        time.sleep(1)
+    result.unlink(missing_ok=True)
+    lay_out(backup.id, marker.until.isoformat())
+    try:
+        request.touch()
+        asked = time.monotonic()
+        while not result.exists():
+            if not request.exists() and not taken.exists() and not result.exists():
+                raise Refused("The service `drill` was restarted meanwhile.")
+            if request.exists() and time.monotonic() - asked > PATIENCE:
+                raise Refused("The service `drill` does not answer: is it running?")
+            if time.monotonic() - asked > LONGEST:
+                raise Refused(f"The service `drill` was not done after {LONGEST // 3600} hours.")
+            time.sleep(0.5)
+        found: dict[str, Any] = json.loads(result.read_text().splitlines()[-1])
+    except (ValueError, IndexError):
+        raise Refused("The drill's database server said nothing that can be read.") from None
+    finally:
+        request.unlink(missing_ok=True)
+        discard(DATA / RESTORED)
+    if "refused" in found:
+        raise Refused(str(found["refused"]))
+    if found["marker"] != marker.id:
+        raise Refused(f"What was restored ends with marker {found['marker']}, not {marker.id}.")
+    return {**found, "backup": backup.id, "until": shown(marker.until)}
+
+
+def proved(policy: Policy) -> dict[str, Any]:
+    """As `drill`, and remember how it went.
+
+    Raises:
+        Refused: it failed.
+    """
+    with (HOME / ".drill.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        began, last = time.monotonic(), STATE.read()["drill"]
+        try:
+            found = drill(policy)
+        except (Refused, OSError, LookupError) as error:
+            STATE.update(drill={**last, "failed": now().isoformat(), "why": str(error)})
+            raise Refused(str(error)) from error
+        seconds = round(time.monotonic() - began, 1)
+        STATE.update(drill={"proved": now().isoformat(), "seconds": seconds, **found})
+        return {**found, "seconds": seconds}
+
+
+class Driller(threading.Thread):
+    """Proves once a day that a restore works."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__(daemon=True)
+        self.policy = policy
+
+    def run(self) -> None:
+        marked = 0.0
+        while True:
+            pause = EVERY
+            try:
+                if time.monotonic() - marked > MARK:
+                    mark()
+                    marked = time.monotonic()
+                drilled = STATE.read()["drill"]
+                text = None if "failed" in drilled else drilled.get("proved")
+                last = dt.datetime.fromisoformat(text) if text else None
+                if drill_due(backups(), now(), self.policy.drill_hour, last):
+                    found = proved(self.policy)
+                    say(f"restore of {found['until']} proved in {found['seconds']} s")
+            except (Refused, OSError) as error:
+                say(str(error))
+                pause = PAUSE
+            time.sleep(pause)
+
+
 def receiving() -> bool:
     """Whether PostgreSQL sends its WAL here."""
     slots = "SELECT active FROM pg_replication_slots WHERE slot_name = 'backup'"
@@ -384,6 +552,7 @@ def serve(policy: Policy) -> None:
     # Makes its directories, which the receiver takes for given.
     subprocess.run([*BARMAN, "check", SERVER], capture_output=True, check=False)
     Receiver().start()
+    Driller(policy).start()
     status = Status()
     server = http.server.ThreadingHTTPServer(("", PORT), status.handler())
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -393,8 +562,7 @@ def serve(policy: Policy) -> None:
         if not status.receiving:
             time.sleep(1)
             continue
-        # With the descriptors of this process: a pipe would wait for what it leaves behind.
-        subprocess.run([*BARMAN, "cron", "--keep-descriptors"], check=False)
+        # First, as what is kept must be marked before what is old is removed.
         if time.monotonic() >= next_try:
             try:
                 taken = noted(policy)
@@ -403,6 +571,8 @@ def serve(policy: Policy) -> None:
             except Refused as error:
                 say(str(error))
                 next_try = time.monotonic() + PAUSE
+        # With the descriptors of this process: a pipe would wait for what it leaves behind.
+        subprocess.run([*BARMAN, "cron", "--keep-descriptors"], check=False)
         time.sleep(EVERY)
 
 
@@ -422,7 +592,15 @@ class Status:
         newest = good[-1].end.timestamp() if good else 0
         oldest = good[0].end.timestamp() if good else 0
         used = sum(item.bytes for item in good)
+        drill = STATE.read()["drill"]
+        last = dt.datetime.fromisoformat(drill["proved"]).timestamp() if "proved" in drill else 0
         lines = [
+            "# TYPE backup_drill_last_success_timestamp_seconds gauge",
+            f"backup_drill_last_success_timestamp_seconds {last:.0f}",
+            "# TYPE backup_drill_failing gauge",
+            f"backup_drill_failing {int('failed' in drill)}",
+            "# TYPE backup_drill_duration_seconds gauge",
+            f"backup_drill_duration_seconds {drill.get('seconds', 0)}",
             "# TYPE backup_last_success_timestamp_seconds gauge",
             f"backup_last_success_timestamp_seconds {newest:.0f}",
             "# TYPE backup_oldest_timestamp_seconds gauge",
@@ -524,7 +702,11 @@ def plan(policy: Policy, when: str, backup: str) -> dict[str, Any]:
     if when == "latest":
         if not found:
             raise Refused(possible(found) + ".")
-        return {"backup": found[-1].backups[-1].id, "until": "latest", "moment": "the latest"}
+        restored = last_restore()
+        last = "the latest there is"
+        if restored and found[-1].first < restored:
+            last = f"{shown(found[-1].last)}, for nothing written since is in a backup"
+        return {"backup": found[-1].backups[-1].id, "until": "latest", "moment": last}
     at = moment(when)
     if at > now():
         raise Refused(f"{shown(at)} UTC has not come yet.")
@@ -540,16 +722,35 @@ def chain(backup: str) -> list[Backup]:
     return result
 
 
-def lacking(backup: Backup) -> list[str]:
-    """Files of WAL that have been archived since a backup and are gone."""
+def archive() -> list[Path]:
+    """Have the whole files of WAL that were received in the archive, with or without PostgreSQL.
+
+    Of those that are not in it, Barman restores only what follows the last that is. It always
+    leaves one file where it was received: if that is a whole one, it is returned.
+
+    Raises:
+        Refused: they do not get there.
+    """
+    for _ in range(30):
+        received = sorted((HOME / SERVER / "streaming").glob("0*"))
+        whole = [path for path in received if not path.suffix]
+        if not whole or received == whole[-1:]:
+            return whole
+        barman("archive-wal")  # does nothing while another process is at it
+        time.sleep(1)
+    raise Refused("What was received does not get into the archive: the log of `backup` says why.")
+
+
+def wal_since(backup: Backup) -> list[Path]:
+    """Files of WAL that have been archived since a backup, of its timeline."""
     archive = HOME / SERVER / "wals"
-    with contextlib.suppress(FileNotFoundError):
-        names = [line.split()[0] for line in (archive / f"{SERVER}-xlog.db").open()]
-        mine = [name for name in names if name[:8] == backup.wal[:8] and name >= backup.wal]
-        return [
-            name for name in mine if "." not in name and not (archive / name[:16] / name).exists()
-        ]
-    return []
+    try:
+        lines = (archive / f"{SERVER}-xlog.db").read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    names = [line.split()[0] for line in lines]
+    mine = [name for name in names if name[:8] == backup.wal[:8] and name >= backup.wal]
+    return [archive / name[:16] / name for name in mine if "." not in name]
 
 
 def lay_out(backup: str, until: str) -> None:
@@ -561,12 +762,13 @@ def lay_out(backup: str, until: str) -> None:
     target = DATA / RESTORED
     staging = DATA / ".staging"
     discard(target, staging)
+    received = archive()
     needed = chain(backup)
-    archive = sum(path.stat().st_size for path in (HOME / SERVER / "wals").rglob("0*"))
+    wal = wal_since(needed[0])
     # Put together in the staging directory first, where there is more than one.
-    room = sum(item.bytes for item in needed) * (2 if len(needed) > 1 else 1) + archive
+    room = sum(item.bytes for item in needed) * (2 if len(needed) > 1 else 1) + len(wal) * SEGMENT
     free = shutil.disk_usage(DATA).free
-    missing = lacking(needed[0])
+    missing = [path.name for path in wal if not path.exists()]
     if missing:
         raise Refused(
             f"The archive lacks {', '.join(missing)}: what was written from then on cannot be "
@@ -587,8 +789,9 @@ def lay_out(backup: str, until: str) -> None:
     try:
         staging.mkdir()
         staged = ["--staging-path", str(staging), "--staging-location", "local"]
-        os.environ["TMPDIR"] = str(staging)
-        run(*BARMAN, "restore", *staged, *options, SERVER, backup, str(target))
+        run(*BARMAN, "restore", *staged, *options, SERVER, backup, str(target), TMPDIR=str(staging))
+        for path in received:
+            shutil.copy(path, target / "barman_wal" / path.name)
         target.chmod(0o700)
     except Refused:
         discard(target)
@@ -623,18 +826,20 @@ def swap(name: str) -> str:
     if not (source / "PG_VERSION").is_file():
         raise Refused(f"There is no database in {name}.")
     with alone():
+        # First: a disk that cannot be written is noticed while nothing has changed.
+        STATE.update(restores=[*STATE.read()["restores"], now().isoformat()])
         live, gone = DATA / LIVE, ""
         if live.exists():
-            run("mv", "--exchange", "--no-copy", "--no-target-directory", str(source), str(live))
+            # Its name first, so that the exchange alone decides which is which.
             gone = f"{ASIDE}{now():%Y%m%dT%H%M%SZ}"
-            source.rename(DATA / gone)
+            named = source.rename(DATA / gone)
+            run("mv", "--exchange", "--no-copy", "--no-target-directory", str(named), str(live))
         else:
             source.rename(live)
         os.sync()
         # What comes is another history, and the receiver goes on from its server's slot.
         for path in (HOME / SERVER / "streaming").glob("*"):
             path.unlink()
-        STATE.update(restores=[*STATE.read()["restores"], now().isoformat()])
     return gone
 
 
@@ -654,6 +859,7 @@ def listing(policy: Policy) -> dict[str, Any]:
         ],
         "aside": aside(),
         "failing": STATE.read()["failing"],
+        "drill": STATE.read()["drill"],
     }
 
 
@@ -665,7 +871,7 @@ def healthy() -> None:
 def main(words: Sequence[str]) -> Any:
     parser = argparse.ArgumentParser()
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb in ("serve", "backup", "flush", "list", "drop", "healthy"):
+    for verb in ("serve", "backup", "drill", "flush", "list", "drop", "healthy"):
         verbs.add_parser(verb)
     for verb in ("plan", "lay-out"):
         chooser = verbs.add_parser(verb)
@@ -677,6 +883,7 @@ def main(words: Sequence[str]) -> Any:
     answers: dict[str, Callable[[], Any]] = {
         "serve": lambda: serve(policy),
         "backup": lambda: told(noted(policy, asked=True)),
+        "drill": lambda: proved(policy),
         "flush": flush,
         "list": lambda: listing(policy),
         "plan": lambda: plan(policy, asked.until, asked.backup),

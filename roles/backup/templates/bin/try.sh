@@ -6,6 +6,7 @@ restored=/var/lib/postgresql/data/pgdata.restored
 socket=/tmp
 
 refuse() {
+    pg_ctl stop --silent --pgdata="$restored" --mode=immediate > /dev/null 2>&1 || true
     printf '{"refused": "%s"}\n' "$(printf '%s' "$1" | tr -d '"\\' | tr '\n\t' '  ')"
     exit 1
 }
@@ -13,9 +14,11 @@ refuse() {
 [ -s "$restored/PG_VERSION" ] || refuse "nothing is laid out in $restored"
 options="-c config_file=/etc/compose-stack/current/config/postgresql.conf"
 # Nobody is let in before the recovery has ended.
-for setting in listen_addresses= unix_socket_directories=$socket hot_standby=off shared_buffers=64MB log_min_messages=log; do
+for setting in listen_addresses= unix_socket_directories=$socket hot_standby=off log_min_messages=log \
+    shared_buffers=64MB maintenance_work_mem=64MB; do
     options="$options -c $setting"
 done
+rm -f /tmp/log
 pg_ctl start --silent --pgdata="$restored" --log=/tmp/log --options="$options" > /dev/null 2>&1 || true
 # However long the recovery takes.
 while ! pg_isready --quiet --host="$socket"; do
@@ -25,7 +28,7 @@ while ! pg_isready --quiet --host="$socket"; do
     fi
     case $(cat /tmp/log) in
         *"recovery ended before configured recovery target was reached"*)
-            refuse "the WAL ends before that moment: TIME=latest restores the last that there is" ;;
+            refuse "the WAL ends before that moment: say an earlier one, or TIME=latest for the last that there is" ;;
         *) refuse "it does not start: $(grep -E 'FATAL|PANIC|ERROR' /tmp/log | tail -n 3)" ;;
     esac
 done
@@ -34,7 +37,9 @@ last=$(sed -n 's/.*last completed transaction was at log time \(.*\)/\1/p' /tmp/
 found=$(pg_amcheck --host="$socket" --username=postgres --all --install-missing --heapallindexed 2>&1) \
     || refuse "a table or an index is damaged: $(printf '%s' "$found" | tail -n 3)"
 tables=$(psql --dbname=app --command="SELECT count(*) FROM pg_class WHERE relkind IN ('r', 'm') AND relpersistence = 'p'")
+# There is none in what was backed up before there were any.
+marker=$(psql --dbname=postgres --command='SELECT id FROM drill.markers ORDER BY at DESC LIMIT 1' 2> /dev/null) || marker=
 size=$(psql --dbname=app --command='SELECT sum(pg_database_size(oid))::bigint / 1048576 FROM pg_database')
 pg_ctl stop --silent --pgdata="$restored" --mode=fast --timeout=600 || refuse "it does not stop"
 found=$(pg_checksums --check --pgdata="$restored" 2>&1) || refuse "a page is damaged: $(printf '%s' "$found" | tail -n 3)"
-printf '{"last": "%s", "tables": %s, "megabytes": %s}\n' "$last" "$tables" "$size"
+printf '{"last": "%s", "tables": %s, "megabytes": %s, "marker": "%s"}\n' "$last" "$tables" "$size" "$marker"

@@ -24,6 +24,14 @@ ALTER ROLE backup LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE REPLICATION CONNECTI
 GRANT pg_read_all_settings, pg_read_all_stats, pg_checkpoint TO backup;
 GRANT EXECUTE ON FUNCTION pg_switch_wal(), pg_create_restore_point(text), pg_backup_start(text, boolean), pg_backup_stop(boolean)
     TO backup;
+-- Rows by which a restore that is tried can tell where it has stopped.
+CREATE SCHEMA IF NOT EXISTS drill;
+CREATE TABLE IF NOT EXISTS drill.markers (
+    id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+GRANT USAGE ON SCHEMA drill TO backup;
+GRANT SELECT, INSERT, DELETE ON drill.markers TO backup;
 
 SELECT 'CREATE DATABASE app OWNER app_owner'
 WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = 'app') \gexec
