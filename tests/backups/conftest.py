@@ -7,6 +7,7 @@ import datetime as dt
 import json
 import os
 import re
+import subprocess
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,15 @@ class World:
         said = self.stack.execute("backup", *KEEPER, *words, check=False)
         found: dict[str, Any] = json.loads(said.splitlines()[-1])
         return found
+
+    def report(self, script: str, *words: str) -> list[str]:
+        """Lines that a Python program prints in the backup container."""
+        done = subprocess.run(
+            ["docker", "exec", "-i", self.stack.one("backup")["Id"], "python3", "-", *words],
+            input=script, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
 
     def backups(self) -> list[dict[str, Any]]:
         run = self.stack.compose("run", "--rm", "--no-deps", "-T", "restore", *KEEPER, "list")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 from pathlib import Path
@@ -49,6 +50,16 @@ def test_the_account_of_the_backups_reads_no_table(world: World) -> None:
     assert "no pg_hba.conf entry" in answer
     superuser = world.psql("SELECT rolsuper FROM pg_roles WHERE rolname = 'backup'")
     assert superuser == "f"
+
+
+def test_barman_removes_nothing_that_the_window_needs(world: World) -> None:
+    """BM-8: ten weeks, day by day, by Barman's own report with the configured policy."""
+    config = (Path(BENCH.directory) / "services/backup/current/config/barman.conf").read_text()
+    (days,) = re.findall(r"RECOVERY WINDOW OF (\d+) DAYS", config)
+    script = (Path(__file__).parent / "retention.py").read_text()
+    lines = world.report(script, "7", str(int(days) - 7))
+    assert len(lines) == 1, lines
+    assert lines[0].endswith("full")
 
 
 @pytest.mark.parametrize(
