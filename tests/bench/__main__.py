@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.bench import claims, endpoints, footprint, load, messages, usage
+from tests.bench import backups, claims, endpoints, footprint, load, messages, usage
 from tests.figures import Figure, report, table, write
 from tests.harness import MAX_EXECUTIONS, ROOT, Engine, Run, Site, Stack, playbook
 
@@ -331,6 +331,48 @@ def messages_per_second(bench: Bench) -> list[Figure]:
     ]
 
 
+def restores(bench: Bench) -> list[Figure]:
+    settings = {"nginx_rate_limit": 100000, "nginx_rate_burst": 100000, **ON_THE_DISK}
+    bench.run(**settings)
+    volume = f"{bench.project}_postgres-data"
+    place = Engine().run("docker", "volume", "inspect", "--format={{.Mountpoint}}", volume)
+    latest = {"restore_time": "latest", "restore_confirm": bench.project, **settings}
+    found = backups.measure(
+        bench.stack,
+        Path(place.strip()),
+        lambda: bench.run("restore.yml", seconds=1800, **latest),
+    )
+    gigabytes = found.megabytes / 1000
+    return [
+        Figure(
+            "pgbench, 4 clients: with WAL received by the backup service / while that is stopped",
+            f"{found.with_backup / found.without_backup:.2f} "
+            f"({found.with_backup:.0f} / {found.without_backup:.0f} transactions/s)",
+        ),
+        Figure(
+            f"`make restore TIME=latest`, {found.megabytes:.0f} MB / a plain copy of the files",
+            f"{found.restored / found.copied:.1f} ({found.restored:.0f} s / {found.copied:.1f} s; "
+            f"{found.restored / gigabytes:.0f} s for each GB)",
+        ),
+        Figure(
+            "longest time without an answer while a restored database takes the place",
+            f"{found.away:.1f} s",
+        ),
+        Figure(f"`make drill`, {found.megabytes:.0f} MB", f"{found.drilled:.0f} s"),
+        Figure(
+            "acknowledged writes lost when every container is killed",
+            f"{found.lost_by_kill} of {found.killed}",
+            "0",
+            found.lost_by_kill == 0,
+        ),
+        Figure(
+            "acknowledged writes lost when PostgreSQL is killed and its data removed",
+            f"{found.lost_with_the_disk} of {found.acknowledged}, "
+            f"sent in the last {found.oldest_lost:.2f} s",
+        ),
+    ]
+
+
 def monitoring_memory(bench: Bench) -> list[Figure]:
     core = set(bench.stack.services())
     bench.run(stack_profiles=["monitoring"])
@@ -377,6 +419,10 @@ NOTES = f"""\
   that pace, and each is timed from when it was due.
 - Messages: {messages.MESSAGES} of them, one worker with half a core that sends four at once, and a
   stand-in email service that answers at once. Each is written down by the broker before the next.
+- Backups: `pgbench` in {backups.ROUNDS} rounds of {backups.SECONDS} s with and without; medians.
+  The restored database is mostly a table of {backups.ROWS} rows that do not compress.
+  {backups.WRITERS} clients create items meanwhile; a write is lost that was answered with 201 and
+  is not there.
 - From a bare machine to healthy HTTPS is not measured here: that needs a bare machine.
 """
 
@@ -396,6 +442,7 @@ def measure(bench: Bench) -> tuple[list[Figure], bool]:
         ("endpoints at half of their limits", patience),
         ("usage", usage_per_second),
         ("birthday messages", messages_per_second),
+        ("backups and restores", restores),
         ("memory of the profile `monitoring`", monitoring_memory),
     ]
     for name, step in steps:
