@@ -38,6 +38,7 @@ OPTIONAL = {"grafana"}
 QUIET = re.compile(
     r'status=~?"[45]|ALERTS|container_exit_code|_pressure_|maxmemory|redis_memory_max'
     r"|api:|offset 15s|alertmanager_notifications_failed|detected_level|mdadm|edac|hwmon|ntp|timex"
+    r"|drill_last"
 )
 
 
