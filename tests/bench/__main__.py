@@ -29,6 +29,7 @@ PAGE = ROOT / "docs" / "proofs" / "bench.md"
 IDLE_SECONDS = 20
 MONITORING_SECONDS = 120
 ROUNDS = 3
+UNLIMITED: dict[str, Any] = {"nginx_rate_limit": 100000, "nginx_rate_burst": 100000}
 # In memory nothing is durable, and what is written counts as PostgreSQL's memory.
 ON_THE_DISK: dict[str, Any] = dict.fromkeys(
     ("postgres_data_dir", "redis_data_dir", "rabbitmq_data_dir", "backup_data_dir"), ""
@@ -226,7 +227,7 @@ def images(bench: Bench) -> list[Figure]:
 
 def requests_per_second(bench: Bench) -> list[Figure]:
     cores = min(2, os.cpu_count() or 1)
-    bench.run(nginx_rate_limit=100000, nginx_rate_burst=100000, api_cpus=cores, nginx_cpus=cores)
+    bench.run(**UNLIMITED, api_cpus=cores, nginx_cpus=cores)
     nginx = load.through_nginx(bench.stack, bare_on="network")
     socket = load.through_nginx(bench.stack, bare_on="socket")
     metrics = load.with_metrics(bench.stack)
@@ -262,7 +263,7 @@ def requests_per_second(bench: Bench) -> list[Figure]:
 
 def claims_per_second(bench: Bench) -> list[Figure]:
     bench.down()
-    bench.run(**ON_THE_DISK)
+    bench.run(**UNLIMITED, **ON_THE_DISK)
     found = claims.measure(bench.stack)
     single, naive, many = (
         f"{statistics.median(rates):.0f} claims/s"
@@ -289,7 +290,7 @@ def patience(bench: Bench) -> list[Figure]:
 
 def usage_per_second(bench: Bench) -> list[Figure]:
     bench.down()
-    bench.run(nginx_rate_limit=100000, nginx_rate_burst=100000, **ON_THE_DISK)
+    bench.run(**UNLIMITED, **ON_THE_DISK)
     found = usage.measure(bench.stack)
     quiet, busy = statistics.median(found.quiet_ms), statistics.median(found.busy_ms)
     million = usage.BATCHES * usage.BATCH / 1e6
@@ -332,7 +333,7 @@ def messages_per_second(bench: Bench) -> list[Figure]:
 
 
 def restores(bench: Bench) -> list[Figure]:
-    settings = {"nginx_rate_limit": 100000, "nginx_rate_burst": 100000, **ON_THE_DISK}
+    settings = {**UNLIMITED, **ON_THE_DISK}
     bench.run(**settings)
     volume = f"{bench.project}_postgres-data"
     place = Engine().run("docker", "volume", "inspect", "--format={{.Mountpoint}}", volume)
