@@ -56,6 +56,8 @@ def measure(stack: Stack) -> Found:
         " SELECT id, 2020, now(), now() + interval '2 seconds' FROM born",
     )
 
+    due = stack.execute("postgres", *PSQL, "SELECT now() + interval '2 seconds'").strip()
+
     def scalar(query: str) -> float:
         return float(stack.execute("postgres", *PSQL, query).strip() or 0)
 
@@ -65,11 +67,10 @@ def measure(stack: Stack) -> Found:
         ).splitlines()
         return int(dict(line.split()[:2] for line in lines).get("birthdays", 0))
 
-    wait_for("all are queued", lambda: depth() == MESSAGES, 120, 1)
+    wait_for("all are queued", lambda: depth() == MESSAGES, 120, 0.1)
     queued = scalar(
-        "SELECT count(*) / extract(epoch FROM max(queued_at) - min(queued_at))"
-        " FROM birthday_messages WHERE year = 2020 AND queued_at < (SELECT max(queued_at)"
-        " FROM birthday_messages WHERE year = 2020)"
+        f"SELECT count(*) / extract(epoch FROM clock_timestamp() - '{due}'::timestamptz)"
+        " FROM birthday_messages WHERE year = 2020"
     )
     stack.engine.run("docker", "start", worker)
     left = "SELECT count(*) FROM birthday_messages WHERE year = 2020 AND state <> 'sent'"

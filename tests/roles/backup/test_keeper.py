@@ -362,8 +362,14 @@ def test_after_a_drill_that_failed_a_backup_is_full(
 ) -> None:
     """Nothing is built on what could not be restored."""
     taken: list[str] = []
+    hurried: list[bool] = []
+
+    def take(kind: str, *, hurry: bool) -> None:
+        taken.append(kind)
+        hurried.append(hurry)
+
     monkeypatch.setattr(keeper, "now", lambda: NOON - DAY + 2 * MINUTE)
-    monkeypatch.setattr(keeper, "take", taken.append)
+    monkeypatch.setattr(keeper, "take", take)
     keeper.STATE.update(verified=["20260330T120000"])
     keeper.tend(POLICY)
     assert taken == []
@@ -371,6 +377,12 @@ def test_after_a_drill_that_failed_a_backup_is_full(
     keeper.STATE.update(drill={"failed": "now", "why": "a page is damaged"})
     keeper.tend(POLICY, asked=True)
     assert taken == ["incremental", "full"]
+    monkeypatch.setattr(keeper, "now", lambda: NOON)
+    keeper.tend(POLICY)
+    assert hurried == [True, True, False], "nobody waits for what is taken by itself"
+    keeper.STATE.update(restores=[(NOON - MINUTE).isoformat()])
+    keeper.tend(POLICY)
+    assert (taken[-1], hurried[-1]) == ("full", True), "nothing of this history is in a backup"
     assert home.ran == []
 
 

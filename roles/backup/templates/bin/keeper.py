@@ -328,13 +328,16 @@ def last_restore() -> dt.datetime | None:
     return max(restores, default=None)
 
 
-def take(kind: str) -> Backup:
-    """Take a backup and read it again.
+def take(kind: str, *, hurry: bool) -> Backup:
+    """Take a backup and read it again; in a hurry, PostgreSQL writes down at once what it must.
+
+    Otherwise it takes its time for that, some minutes, and nobody notices.
 
     Raises:
         Refused: it could not be taken, or is not what it should be.
     """
     options = ["--incremental", "last-full"] if kind == "incremental" else []
+    options.append("--immediate-checkpoint" if hurry else "--no-immediate-checkpoint")
     barman("backup", "--wait", "--wait-timeout", "600", *options)
     newest = backups()[-1]
     return verify(newest)
@@ -365,11 +368,13 @@ def tend(policy: Policy, *, asked: bool = False) -> Backup | None:
             elif item.status == "DONE" and not item.verified:
                 verify(item)
         keep(policy)
-        kind = due(backups(), now(), policy.hour, last_restore())
+        found, restored = backups(), last_restore()
+        kind = due(found, now(), policy.hour, restored)
         if kind is None and asked:
             # Nothing is built on what could not be restored.
             kind = "full" if "failed" in STATE.read()["drill"] else "incremental"
-        return take(kind) if kind else None
+        first = not any(item.good and (not restored or item.began >= restored) for item in found)
+        return take(kind, hurry=asked or first) if kind else None
 
 
 def keep(policy: Policy) -> None:
