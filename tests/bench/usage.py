@@ -100,13 +100,14 @@ class Usage:
 def measure(stack: Stack) -> Usage:
     processor = stack.one("processor")["Id"]
     stack.engine.run("docker", "stop", processor)
+    before = _counted(stack)
     bare = _bare(stack)
     accepted = _accepted(stack)
     began = time.monotonic()
     stack.engine.run("docker", "start", processor)
-    wait_for("the first events", lambda: _counted(stack) > 0, 60, 0.1)
-    landing, already = time.monotonic(), _counted(stack)
-    wait_for("all events", lambda: _counted(stack) == BATCHES * BATCH, 600, 0.5)
+    wait_for("the first events", lambda: _counted(stack) > before, 60, 0.1)
+    landing, already = time.monotonic(), _counted(stack) - before
+    wait_for("all events", lambda: _counted(stack) == before + BATCHES * BATCH, 600, 0.5)
     ended = time.monotonic()
     landed = (BATCHES * BATCH - already) / (ended - landing)
     copied = _copied(stack)
