@@ -225,7 +225,7 @@ def images(bench: Bench) -> list[Figure]:
     ]
 
 
-def all_cores() -> dict[str, int]:
+def all_cores() -> dict[str, Any]:
     cores = min(2, os.cpu_count() or 1)
     return {"api_cpus": cores, "nginx_cpus": cores}
 
