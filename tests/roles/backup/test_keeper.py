@@ -8,6 +8,7 @@ import importlib.util
 import json
 import shutil
 import sys
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,6 +30,7 @@ sys.modules["keeper"] = keeper
 _spec.loader.exec_module(keeper)
 
 HOUR = 2
+POLICY = keeper.Policy(HOUR, 7, 4, 6, 4)
 WINDOW = dt.timedelta(days=7)
 NOON = dt.datetime(2026, 3, 31, 12, tzinfo=dt.UTC)
 MINUTE = dt.timedelta(minutes=1)
@@ -181,9 +183,13 @@ def test_no_moment(text: str) -> None:
         keeper.moment(text)
 
 
-def test_a_moment_is_utc_unless_it_says_otherwise() -> None:
+def test_a_moment_is_utc_unless_it_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
     assert keeper.moment("2026-03-31 12:00") == NOON
     assert keeper.moment("2026-03-31T14:00:00+02:00") == NOON
+    monkeypatch.undo()
+    time.tzset()
 
 
 WAL = "0000000100000000000000"
@@ -229,6 +235,103 @@ def test_a_disk_without_room(home: Home, monkeypatch: pytest.MonkeyPatch) -> Non
     assert list(home.data.iterdir()) == []
 
 
+def write_info(began: dt.datetime, **fields: str) -> str:
+    """Barman's record of one more backup; its id."""
+    name = f"{began:%Y%m%dT%H%M%S}"
+    facts = {"status": "DONE", "parent_backup_id": "None", "size": str(5 << 20), **fields}
+    lines = [f"begin_time={began}", f"end_time={began + MINUTE}", f"begin_wal={WAL}03"]
+    lines += [f"{key}={value}" for key, value in facts.items()]
+    (keeper.HOME / "main" / "meta" / f"{name}-backup.info").write_text("\n".join(lines))
+    return name
+
+
+def test_room_for_what_is_put_together(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bad input: an incremental backup is put together with its full one, which takes it twice."""
+    child = write_info(NOON, parent_backup_id="20260330T120000")
+    usage = shutil.disk_usage(home.data)
+    monkeypatch.setattr(keeper.shutil, "disk_usage", lambda _: usage._replace(free=19 << 20))
+    with pytest.raises(keeper.Refused, match="20 MiB are needed and 19 MiB are free"):
+        keeper.lay_out(child, "latest")
+
+
+def test_nothing_is_left_of_a_failed_restore(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bad input: Barman fails halfway."""
+
+    def run(*command: str, **_: Any) -> str:
+        (home.data / "pgdata.restored").mkdir()
+        raise keeper.Refused(" ".join(command))
+
+    monkeypatch.setattr(keeper, "run", run)
+    with pytest.raises(keeper.Refused, match="--target-immediate"):
+        keeper.lay_out("20260330T120000", "")
+    assert list(home.data.iterdir()) == []
+
+
+def test_a_backup_that_is_damaged(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """BM-8: it is removed, and said; one that could not be read is judged another time."""
+    said = ["barman ended with 1: ERROR: pg_verifybackup: error: checksum mismatch for file x"]
+
+    def run(*command: str, **_: Any) -> str:
+        home.ran.append(command)
+        if "verify-backup" in command:
+            raise keeper.Refused(said[0])
+        return ""
+
+    monkeypatch.setattr(keeper, "run", run)
+    with pytest.raises(keeper.Refused, match="20260330T120000 is damaged and was removed"):
+        keeper.noted(POLICY)
+    assert home.ran[-1][-3:] == ("delete", "main", "20260330T120000")
+    assert "is damaged" in keeper.STATE.read()["failing"]["why"]
+    said[0] = "barman ended with -9: Calling pg_verifybackup"
+    home.ran.clear()
+    with pytest.raises(keeper.Refused, match="ended with -9"):
+        keeper.noted(POLICY)
+    assert [command[3] for command in home.ran] == ["verify-backup"]
+    assert keeper.STATE.read()["verified"] == []
+
+
+def test_what_was_interrupted_is_removed(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """BM-8: a backup that nobody takes any more; once all went well nothing is failing."""
+    half = write_info(NOON, status="STARTED", end_time="None")
+    waits = write_info(NOON + MINUTE, status="WAITING_FOR_WALS")
+    keeper.STATE.update(verified=["20260330T120000"], failing={"at": "then", "why": "no room"})
+    monkeypatch.setattr(keeper, "now", lambda: NOON - DAY + 2 * MINUTE)
+    keeper.noted(POLICY)
+    assert [command[3:] for command in home.ran] == [("delete", "main", half)]
+    assert waits not in str(home.ran)
+    assert keeper.STATE.read()["failing"] is None
+
+
+def test_how_it_would_be_restored(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bad input among it: each says where it stops, or that it cannot be."""
+    name = "20260330T120000"
+    with pytest.raises(keeper.Refused, match="There is no backup that could be restored yet"):
+        keeper.plan(POLICY, "latest", "")
+    keeper.STATE.update(verified=[name])
+    monkeypatch.setattr(keeper, "now", lambda: NOON)
+    assert keeper.plan(POLICY, "", name) == {
+        "backup": name, "until": "", "moment": "2026-03-30 12:01:00",
+    }  # fmt: skip
+    assert keeper.plan(POLICY, "latest", "")["moment"] == "the latest there is"
+    assert keeper.plan(POLICY, "2026-03-31 11:00", "")["until"] == "2026-03-31T11:00:00+00:00"
+    with pytest.raises(keeper.Refused, match="2026-03-31 12:00:01 UTC has not come yet"):
+        keeper.plan(POLICY, "2026-03-31 12:00:01", "")
+    # A restore of which there is no backup yet: the latest is that of the history before it.
+    keeper.STATE.update(restores=[(NOON - MINUTE).isoformat()])
+    latest = keeper.plan(POLICY, "latest", "")["moment"]
+    assert latest == "2026-03-31 11:59:00, for nothing written since is in a backup"
+    with pytest.raises(keeper.Refused, match="no backup yet of the database that runs"):
+        keeper.proved(POLICY)
+    assert home.ran[-1][3] == "switch-wal"
+
+
+def test_whole_seconds_of_a_span() -> None:
+    """What is said to be possible is: its first second is not before the backup has ended."""
+    first = NOON - DAY + dt.timedelta(milliseconds=1)
+    span = keeper.Span(first, NOON + dt.timedelta(milliseconds=999), ())
+    assert keeper.between(span) == ("2026-03-30 12:00:01", "2026-03-31 12:00:00")
+
+
 def test_an_archive_with_a_gap(home: Home) -> None:
     """Bad input: a file of WAL that was archived and is gone, of this timeline and since then."""
     archive = keeper.HOME / "main" / "wals"
@@ -247,8 +350,9 @@ def test_an_archive_with_a_gap(home: Home) -> None:
 @pytest.mark.parametrize("name", ["pgdata", "../data", "pgdata.before-1", "pgdata.restored"])
 def test_only_a_database_takes_the_place(home: Home, name: str) -> None:
     """Bad input: nothing is exchanged for what is not there, or is no database."""
-    (home.data / "pgdata").mkdir()
-    (home.data / "pgdata.restored").mkdir()
+    for place in ("pgdata", "pgdata.restored"):
+        (home.data / place).mkdir()
+    (home.data / "pgdata" / "PG_VERSION").write_text("17\n")
     with pytest.raises(keeper.Refused, match="There is no"):
         keeper.swap(name)
     assert (home.data / "pgdata").is_dir()
@@ -303,9 +407,6 @@ def night(home: Home, monkeypatch: pytest.MonkeyPatch) -> Night:
 
     monkeypatch.setattr(keeper, "lay_out", lay_out)
     return Night(home, says)
-
-
-POLICY = keeper.Policy(2, 7, 4, 6, 4)
 
 
 def test_a_drill_that_succeeds(night: Night) -> None:

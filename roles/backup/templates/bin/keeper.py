@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-HOME = Path(os.environ.get("BARMAN_HOME", "/var/lib/barman"))
+HOME = Path("/var/lib/barman")
 DATA = Path("/var/lib/postgresql/data")
 SERVER = "main"
 BARMAN = ("barman", "--config", "/etc/compose-stack/current/config/barman.conf")
@@ -230,11 +230,16 @@ def drill_due(
     )
 
 
+def present(found: Sequence[Backup], since: dt.datetime | None) -> list[Backup]:
+    """Good backups of the history that the database has now; `since` is the last restore."""
+    return [item for item in found if item.good and (since is None or item.began >= since)]
+
+
 def due(
     found: Sequence[Backup], at: dt.datetime, hour: int, since: dt.datetime | None
 ) -> str | None:
     """Which backup is due: "full", "incremental" or none; `since` is the last restore."""
-    mine = [item for item in found if item.good and (since is None or item.began >= since)]
+    mine = present(found, since)
     fulls = [item for item in mine if item.full]
     if not fulls or oclock(at, hour) - oclock(fulls[-1].began, hour) >= WEEK:
         return "full"
@@ -323,9 +328,12 @@ def alone() -> Iterator[None]:
 # -- backing up ---------------------------------------------------------------------------------
 
 
+def restores() -> list[dt.datetime]:
+    return [dt.datetime.fromisoformat(text) for text in STATE.read()["restores"]]
+
+
 def last_restore() -> dt.datetime | None:
-    restores = [dt.datetime.fromisoformat(text) for text in STATE.read()["restores"]]
-    return max(restores, default=None)
+    return max(restores(), default=None)
 
 
 def take(kind: str, *, hurry: bool) -> Backup:
@@ -373,8 +381,7 @@ def tend(policy: Policy, *, asked: bool = False) -> Backup | None:
         if kind is None and asked:
             # Nothing is built on what could not be restored.
             kind = "full" if "failed" in STATE.read()["drill"] else "incremental"
-        first = not any(item.good and (not restored or item.began >= restored) for item in found)
-        return take(kind, hurry=asked or first) if kind else None
+        return take(kind, hurry=asked or not present(found, restored)) if kind else None
 
 
 def keep(policy: Policy) -> None:
@@ -403,10 +410,10 @@ def noted(policy: Policy, *, asked: bool = False) -> Backup | None:
     return taken
 
 
-def flush(seconds: float = 60) -> None:
+def flush() -> None:
     """Have everything that is committed in the archive, closed by a commit of this moment."""
     query("SELECT pg_logical_emit_message(true, 'compose-stack', 'flush')")
-    barman("switch-wal", "--force", "--archive", "--archive-timeout", str(int(seconds)))
+    barman("switch-wal", "--force", "--archive", "--archive-timeout", "60")
 
 
 class Receiver(threading.Thread):
@@ -687,8 +694,7 @@ def chosen(found: Sequence[Span], at: dt.datetime) -> Backup:
 
 
 def known_spans(policy: Policy) -> list[Span]:
-    restores = [dt.datetime.fromisoformat(text) for text in STATE.read()["restores"]]
-    return spans(backups(), restores, now(), dt.timedelta(days=policy.days))
+    return spans(backups(), restores(), now(), dt.timedelta(days=policy.days))
 
 
 def plan(policy: Policy, when: str, backup: str) -> dict[str, Any]:
@@ -748,14 +754,14 @@ def archive() -> list[Path]:
 
 def wal_since(backup: Backup) -> list[Path]:
     """Files of WAL that have been archived since a backup, of its timeline."""
-    archive = HOME / SERVER / "wals"
+    wals = HOME / SERVER / "wals"
     try:
-        lines = (archive / f"{SERVER}-xlog.db").read_text().splitlines()
+        lines = (wals / f"{SERVER}-xlog.db").read_text().splitlines()
     except FileNotFoundError:
         return []
     names = [line.split()[0] for line in lines]
     mine = [name for name in names if name[:8] == backup.wal[:8] and name >= backup.wal]
-    return [archive / name[:16] / name for name in mine if "." not in name]
+    return [wals / name[:16] / name for name in mine if "." not in name]
 
 
 def lay_out(backup: str, until: str) -> None:
