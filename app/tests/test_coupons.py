@@ -404,3 +404,35 @@ def test_plans_do_not_look_through_a_coupons_claims(stores: Stores, clean: Backe
             used = {line for (line,) in plan if "claims" in line and "Scan" in line}
             assert used
             assert all("claims_user_id_coupon_name_key" in line for line in used), used
+
+
+@pytest.mark.parametrize(
+    "analyzed", [None, 3], ids=["no statistics", "statistics of a small table"]
+)
+def test_a_batch_looks_at_few_claims(stores: Stores, clean: Backends, analyzed: int | None) -> None:
+    """CO-3: by a plan, too, that a connection made while there were few, and keeps."""
+    (store,) = stores(1)
+    store.create("hot", 100_000)
+
+    def claim(batch: int, size: int = 500) -> None:
+        users = [f"{batch}-{number}" for number in range(size)]
+        assert store.claim_many(users, "hot") == (set(users), set())
+
+    def looked_at() -> int:
+        store._database.query("SELECT pg_stat_force_next_flush()")
+        with clean.connect() as connection:
+            ((count,),) = connection.execute(
+                "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_user_tables"
+                " WHERE relname = 'claims'"
+            ).fetchall()
+        return int(count)
+
+    if analyzed:
+        claim(0, analyzed)
+        with clean.connect() as connection:
+            connection.execute("ANALYZE coupons, claims")
+    for batch in range(1, 11):
+        claim(batch)
+    before = looked_at()
+    claim(11)
+    assert looked_at() - before <= 500

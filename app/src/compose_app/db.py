@@ -22,6 +22,9 @@ ANSWER_TIMEOUT = 2.0
 """Seconds to wait for an answer: a server that is frozen or cut off sends none."""
 STATEMENT_TIMEOUT = 1800
 """Milliseconds after which the server cancels a statement; the connection is then kept."""
+_PLANS = "-c enable_seqscan=off -c jit=off"
+"""A request reads few rows by an index, whatever the statistics say of a table that was small when
+the plan was made, which a connection keeps. JIT goes by the cost, which that setting inflates."""
 
 _log = structlog.get_logger("compose_app")
 _T = TypeVar("_T")
@@ -73,7 +76,8 @@ class Database:
             url,
             password,
             application_name=name,
-            options=f"-c statement_timeout={STATEMENT_TIMEOUT} -c timezone=UTC {settings}".strip(),
+            options=f"-c statement_timeout={STATEMENT_TIMEOUT} -c timezone=UTC {_PLANS} "
+            f"{settings}".strip(),
         )
         self._connection: _Connection | None = None
         self._fail_fast = FailFast("database")

@@ -40,6 +40,8 @@ FROM coupons LEFT JOIN granted ON true
 WHERE name = %(coupon)s
 """
 
+# A value instead of NOT EXISTS is asked for each user by the index; NOT EXISTS may become a join
+# that reads all claims, by a plan made while there were few, which a connection keeps.
 _CLAIM_MANY = """
 WITH stock AS MATERIALIZED (
     SELECT remaining_amount FROM coupons
@@ -47,10 +49,10 @@ WITH stock AS MATERIALIZED (
     FOR UPDATE
 ), wanted AS (
     SELECT user_id FROM unnest(%(users)s::text[]) WITH ORDINALITY AS given (user_id, place)
-    WHERE NOT EXISTS (
-        SELECT FROM claims
+    WHERE (
+        SELECT id FROM claims
         WHERE claims.user_id = given.user_id AND coupon_name || '' = %(coupon)s
-    )
+    ) IS NULL
     ORDER BY place
     LIMIT coalesce((SELECT remaining_amount FROM stock), 0)
 ), taken AS (
