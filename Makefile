@@ -186,8 +186,10 @@ lock: controller ## resolve the Python requirements anew
 
 # Each of these can be run alone, too: `make test-plugins`.
 # The longest first; `app` comes after `rules`, which builds the image of Prometheus that both need.
-TESTS := e2e roles backups images rules molecule app plugins lint controller contract
+TESTS := e2e releases roles backups images rules molecule app plugins lint controller contract
 pytest = python -m pytest
+# The end-to-end tests are two suites of about the same length, each with a stack of its own.
+E2E := $(wildcard tests/e2e/test_[12]_*.py)
 
 .PHONY: test-lint
 test-lint: development
@@ -225,7 +227,11 @@ test-app: development
 .PHONY: test-e2e
 test-e2e: development
 	@scripts/bootstrap browser
-	@$(pytest) tests/e2e
+	@$(pytest) $(E2E)
+
+.PHONY: test-releases
+test-releases: development
+	@E2E_SUITE=releases $(pytest) $(filter-out $(E2E),$(wildcard tests/e2e/test_*.py))
 
 .PHONY: test-backups
 test-backups: development

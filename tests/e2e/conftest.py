@@ -1,11 +1,14 @@
 """A stack on this very machine, deployed by `inventories/test` and removed at the end.
 
-Its own project, directory and ports keep it apart from any other stack on the machine.
+Its own project, directory and ports keep it apart from any other stack on the machine. The tests
+are two suites, which may run at once: E2E_SUITE=releases takes a project of its own as well.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +20,24 @@ from tests.harness import ROOT, Engine, Run, Site, Stack, playbook
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-INVENTORY = "inventories/test"
-SETTINGS: dict[str, Any] = yaml.safe_load(
-    (ROOT / INVENTORY / "group_vars" / "stack.yml").read_text()
-)
+SUITE = os.environ.get("E2E_SUITE", "")
+
+
+def _inventory() -> str:
+    """`inventories/test`, or a copy of it whose stack has another name and other ports."""
+    given = ROOT / "inventories" / "test"
+    if not SUITE:
+        return str(given)
+    copy = ROOT / ".cache" / "inventories" / f"test-{SUITE}"
+    shutil.copytree(given, copy, dirs_exist_ok=True)
+    file = copy / "group_vars" / "stack.yml"
+    text = file.read_text().replace("compose-stack-test", f"compose-stack-{SUITE}")
+    file.write_text(re.sub(r"(?<=_port: )\d+", lambda port: str(int(port[0]) + 100), text))
+    return str(copy)
+
+
+INVENTORY = _inventory()
+SETTINGS: dict[str, Any] = yaml.safe_load(Path(INVENTORY, "group_vars", "stack.yml").read_text())
 PROJECT = str(SETTINGS["stack_project"])
 DIRECTORY = str(SETTINGS["stack_dir"])
 ENGINE = Engine()
