@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 DOCUMENTATION = r"""
 module: release_stage
@@ -17,6 +20,9 @@ author: compose-stack
 description:
   - Stages the trees that M(release_record) kept, for M(activate_trees) to make live. The slot that
     serves stays as it is, and the other gets the release's version.
+  - With O(switch) it lets the release's version serve at once where it still stands by, as
+    M(switch_slot) would. The rest of the release may follow then. In an execution of its own, the
+    switch would come half a second later.
   - Fails before anything is staged when an image or a secret that the release needs is gone, or
     when the data has been moved since.
 options:
@@ -52,9 +58,27 @@ options:
     description: File in which M(service_reload) keeps what each service has read.
     type: path
     required: true
+  switch:
+    description: How to switch, in the words of M(switch_slot). The public address is that of the
+      last release.
+    type: dict
+    suboptions:
+      watch_seconds:
+        description: How long the slot is watched after the switch.
+        type: float
+        default: 1
+      gateway_log:
+        description: A command that prints the access log of the proxy in front of the slots.
+        type: list
+        elements: str
+        default: []
+      drain_seconds:
+        description: How long the slot before may take until it has begun whatever it was sent.
+        type: float
+        default: 60
 attributes:
   check_mode:
-    description: The stage is scratch space, and written in check mode, too.
+    description: The stage is scratch space, and written in check mode, too. Nothing is switched.
     support: full
   diff_mode:
     support: none
@@ -94,6 +118,13 @@ stands_by:
     still runs.
   returned: success
   type: bool
+switched:
+  description:
+    - What M(switch_slot) would have returned. With V(msg) where the version that stands by could
+      not take over, and the slot that served before does so still.
+    - Empty where nothing stands by, or nothing was to be switched.
+  returned: success
+  type: dict
 loads:
   description: What each service that can reload shall have read.
   returned: success
@@ -109,7 +140,16 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
     "slots": {"type": "list", "elements": "str", "required": True},
     "secrets": {"type": "path", "required": True, "no_log": False},
     "loaded": {"type": "path", "required": True},
+    "switch": {
+        "type": "dict",
+        "options": {
+            "watch_seconds": {"type": "float", "default": 1},
+            "gateway_log": {"type": "list", "elements": "str", "default": []},
+            "drain_seconds": {"type": "float", "default": 60},
+        },
+    },
 }
+EVERYWHERE = "0.0.0.0"  # noqa: S104  read, not listened on
 
 
 def missing(release: dict[str, Any], secrets: Path) -> list[str]:
@@ -153,6 +193,30 @@ def loads(release: dict[str, Any], record: Path) -> dict[str, Any]:
     return found
 
 
+def public(address: dict[str, Any]) -> dict[str, Any]:
+    """Where the last release answers, as seen from this machine."""
+    published = address["nginx_publish_address"]
+    return {
+        "host": "127.0.0.1" if published == EVERYWHERE else published,
+        "port": int(address["nginx_https_port"]),
+        "name": address["stack_server_names"][0],
+        "path": "/health",
+    }
+
+
+def switch(params: dict[str, Any], warn: Callable[[str], None]) -> dict[str, Any]:
+    """Let what stands by serve; what became of it."""
+    from ansible.module_utils.switching import Switch, SwitchError
+
+    switching = Switch(params, warn)
+    try:
+        switching.run()
+    except SwitchError as reason:
+        return {"msg": str(reason), **switching.facts()}
+    found: dict[str, Any] = switching.facts()
+    return found
+
+
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
@@ -192,13 +256,25 @@ def main() -> None:
         releases.stage(Path(params["stage"]), restored.trees)
     except trees.TreeError as error:
         module.fail_json(msg=f"{error}. Nothing was changed.")
+    switched: dict[str, Any] = {}
+    if params["switch"] and restored.stands_by and not module.check_mode:
+        arguments = {
+            "path": params["sockets"],
+            "target": restored.target,
+            "public": public(latest["address"]),
+            "pace": 20.0,
+            "before_seconds": 0.0,
+            **params["switch"],
+        }
+        switched = switch(arguments, module.warn)
     module.exit_json(
-        changed=False,
+        changed=switched.get("active", serving) != serving,
         release=release,
         latest=latest,
         serving=serving,
         target=restored.target,
         stands_by=restored.stands_by,
+        switched=switched,
         loads=loads(release, Path(params["loaded"])),
     )
 

@@ -103,204 +103,10 @@ receipt:
   type: dict
 """
 
-import http.client
-import time
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from ansible.module_utils.bake import Answers, read, worse
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.gateway import GatewayLog
-from ansible.module_utils.slots import active, point
-from ansible.module_utils.traffic import Address, Prober, Receipt, SocketConnection, ask
-
-BACK_SECONDS = 1.0
-LOOK_EVERY = 0.25
-ANSWER_SECONDS = 10
-
-
-def failed_probe(failures: list[str]) -> str:
-    """What a failed probe says against a slot; empty when none failed."""
-    return f"a probe of the public address failed: {failures[0]}" if failures else ""
-
-
-class Switch:
-    """One switch, from the first look at the target slot to the verdict."""
-
-    def __init__(self, module: AnsibleModule) -> None:
-        self.module = module
-        self.path = Path(module.params["path"])
-        self.target: str = module.params["target"]
-        self.before = active(self.path)
-        self.switched = 0.0
-        self.gateway = GatewayLog(module.params["gateway_log"])
-        self.receipt: dict[str, Any] = {}
-
-    def run(self) -> None:
-        """Switch, or fail with the reason and the slot that served before serving again."""
-        if self.before == self.target:
-            self.exit(changed=False)
-        if self.module.check_mode:
-            self.exit(changed=True)
-        self.smoke_test()
-        if self.before is None:
-            self.point(self.target)
-            self.exit(changed=True)
-        self.watched_switch(self.before)
-        self.exit(changed=True)
-
-    def smoke_test(self) -> None:
-        sockets = self.sockets(self.target)
-        if not sockets:
-            self.fail(f"Slot {self.target} listens on no socket in {self.path / self.target}.")
-        for socket in sockets:
-            try:
-                status, body = self.ask(socket, "/health")
-            except (OSError, http.client.HTTPException) as error:
-                self.fail(f"Slot {self.target} does not answer on {socket}: {error}.")
-            if status != http.HTTPStatus.OK:
-                text = body[:300].decode(errors="replace")
-                self.fail(f"Slot {self.target} answers {status} to /health on {socket}: {text}")
-
-    def watched_switch(self, before: str) -> None:
-        """Switch under probes; go back when the target slot serves worse."""
-        self.gateway.start()
-        prober = self.prober()
-        time.sleep(self.module.params["before_seconds"])
-        old, start = self.counted(before), self.counted(self.target)
-        if prober.next_phase():
-            # What does not serve is no measure, and must not stand in the way of its successor.
-            self.keep(("before",), prober.stop())
-            self.point(self.target)
-            self.drain(before)
-            return
-        began, self.switched = time.monotonic(), time.time()
-        self.point(self.target)
-        self.receipt["switch_ms"] = round((time.monotonic() - began) * 1000, 2)
-        reason = self.watch(prober, old, start, began)
-        if not reason:
-            self.drain(before)
-        # The answers that are still due are waited for: a probe that hangs has failed, too.
-        self.keep(("before", "after"), prober.stop())
-        reason = reason or failed_probe(self.receipt["after"]["failures"])
-        self.receipt["watched_seconds"] = round(time.monotonic() - began, 1)
-        answered = self.counted(self.target) - start
-        self.receipt |= {"answered": round(answered.count), "errors": round(answered.errors)}
-        if reason:
-            self.go_back(before, began)
-            self.fail(
-                f"Slot {self.target} serves worse than {before} did: {reason}. {before} serves "
-                f"again since {self.receipt['returned_after_seconds']} s after the switch."
-            )
-
-    def prober(self) -> Prober:
-        prober = Prober(Address(**self.module.params["public"]), self.module.params["pace"])
-        prober.start()
-        return prober
-
-    def keep(self, names: tuple[str, ...], receipts: list[Receipt]) -> None:
-        self.receipt |= {
-            name: receipt.summary() for name, receipt in zip(names, receipts, strict=False)
-        }
-
-    def go_back(self, before: str, began: float) -> None:
-        self.point(before)
-        self.receipt["returned_after_seconds"] = round(time.monotonic() - began, 1)
-        prober = self.prober()
-        # What waits for the target slot would be reset when it is stopped.
-        self.drain(self.target)
-        time.sleep(BACK_SECONDS)
-        self.keep(("back",), prober.stop())
-
-    def watch(self, prober: Prober, old: Answers, start: Answers, began: float) -> str:
-        """Why the target slot must not go on serving; empty when nothing was found."""
-        until = began + self.module.params["watch_seconds"]
-        while (left := until - time.monotonic()) > 0:
-            time.sleep(min(LOOK_EVERY, left))
-            reason: str = failed_probe(prober.failures())
-            if reason:
-                return reason
-            try:
-                reason = worse(old, self.answers(self.target) - start)
-            except (OSError, http.client.HTTPException) as error:
-                return f"its metrics cannot be read: {error}"
-            reason = reason or self.broken_off()
-            if reason:
-                return reason
-        return ""
-
-    def broken_off(self) -> str:
-        """Whether the proxy has more to answer for now than before the switch, and how much."""
-        reason: str = worse(
-            self.gateway.answers(before=self.switched), self.gateway.answers(after=self.switched)
-        )
-        return reason and f"{reason}; so the proxy says, which had no answer of it"
-
-    def drain(self, slot: str) -> None:
-        """Wait until whatever was sent to the slot has been begun: sockets are served in order."""
-        until = time.monotonic() + self.module.params["drain_seconds"]
-        for socket in self.sockets(slot):
-            try:
-                self.ask(socket, "/health/live", max(1.0, until - time.monotonic()))
-            except ConnectionRefusedError:
-                continue  # nothing listens there, so nothing waits
-            except (OSError, http.client.HTTPException) as error:
-                self.module.warn(f"Requests may still have been waiting at {socket}: {error}.")
-
-    def sockets(self, slot: str) -> list[Path]:
-        return sorted((self.path / slot).glob("*.sock"))
-
-    def answers(self, slot: str) -> Answers:
-        """What all containers of the slot have answered, by their own metrics."""
-        found = Answers()
-        for socket in self.sockets(slot):
-            status, body = self.ask(socket, "/metrics")
-            if status != http.HTTPStatus.OK:
-                raise http.client.HTTPException(f"HTTP {status}")
-            found += read(body.decode())
-        return found
-
-    def counted(self, slot: str) -> Answers:
-        """What the slot has answered; nothing when it cannot be asked."""
-        try:
-            return self.answers(slot)
-        except (OSError, http.client.HTTPException):
-            return Answers()
-
-    def ask(self, socket: Path, path: str, timeout: float = ANSWER_SECONDS) -> tuple[int, bytes]:
-        connection = SocketConnection(socket, timeout)
-        try:
-            answer: tuple[int, bytes] = ask(connection, path, "localhost")
-        finally:
-            connection.close()
-        return answer
-
-    def point(self, slot: str) -> None:
-        try:
-            point(self.path, slot)
-        except OSError as error:
-            self.fail(f"Cannot point {self.path}/active at {slot}: {error.strerror}.")
-
-    def exit(self, *, changed: bool) -> NoReturn:
-        self.gateway.stop()
-        self.module.exit_json(
-            changed=changed,
-            active=self.target if changed else self.before,
-            previous=self.before,
-            diff={"before": f"active: {self.before}\n", "after": f"active: {self.target}\n"},
-            **({"receipt": self.receipt} if self.receipt else {}),
-        )
-        raise AssertionError  # exit_json and fail_json do not return
-
-    def fail(self, reason: str) -> NoReturn:
-        self.gateway.stop()
-        self.module.fail_json(
-            msg=reason,
-            active=active(self.path),
-            previous=self.before,
-            **({"receipt": self.receipt} if self.receipt else {}),
-        )
-        raise AssertionError  # exit_json and fail_json do not return
+from ansible.module_utils.switching import Switch, SwitchError
 
 
 def main() -> None:
@@ -324,7 +130,21 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    Switch(module).run()
+    switch = Switch(module.params, module.warn)
+    if switch.before == switch.target:
+        module.exit_json(changed=False, **switch.facts())
+    facts: dict[str, Any] = {"active": switch.target, "previous": switch.before}
+    if not module.check_mode:
+        try:
+            switch.run()
+        except SwitchError as reason:
+            module.fail_json(msg=str(reason), **switch.facts())
+        facts = switch.facts()
+    diff = {
+        "before": f"active: {switch.before}\n",
+        "after": f"active: {switch.target}\n",
+    }
+    module.exit_json(changed=True, diff=diff, **facts)
 
 
 if __name__ == "__main__":

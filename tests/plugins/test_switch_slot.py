@@ -24,6 +24,7 @@ import pytest
 from plugins.module_utils.traffic import SocketConnection, ask
 
 from .conftest import run_module
+from .test_releases import Host, amend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -397,3 +398,52 @@ def test_waits_for_what_the_slot_before_has_not_begun(world: World, health: int)
     assert world.switch(watch_seconds=0.1)["changed"] is True
     assert time.monotonic() - began > 5
     assert world.blue.asked[-1] == "/health/live"
+
+
+@pytest.fixture
+def back(world: World, tmp_path: Path) -> Callable[[], dict[str, Any]]:
+    """Stage the release before the last, whose version stands by in the slot green."""
+    host = Host(tmp_path)
+    (tmp_path / "secrets").mkdir()
+    address = {
+        "nginx_publish_address": "0.0.0.0",
+        "nginx_https_port": world.port,
+        "stack_server_names": ["localhost"],
+    }
+    for number, version in enumerate(("zero", "one", "two"), 1):
+        host.deploy(version)
+        amend(host, number, images={}, secrets={}, loads={}, address=address)
+    arguments = {
+        "path": str(host.kept),
+        "services": str(host.services),
+        "stage": str(tmp_path / "stage"),
+        "sockets": str(world.path),
+        "slots": ["blue", "green"],
+        "secrets": str(tmp_path / "secrets"),
+        "loaded": str(tmp_path / "loaded.json"),
+        "switch": {"gateway_log": ["tail", "--lines=+1", "--follow", str(world.log)]},
+    }
+    return lambda: run_module("release_stage", arguments)
+
+
+def test_what_stands_by_serves_at_once(
+    world: World, back: Callable[[], dict[str, Any]], tmp_path: Path
+) -> None:
+    """BM-10: in the execution that finds the release, with a receipt."""
+    answer = back()
+    assert answer["changed"] is True
+    assert (answer["serving"], answer["target"], answer["stands_by"]) == ("blue", "green", True)
+    assert world.active() == answer["switched"]["active"] == "green"
+    assert answer["switched"]["receipt"]["after"]["failed"] == 0
+    assert (tmp_path / "stage" / "api" / "current" / "green.yml").exists()
+
+
+def test_what_stands_by_and_does_not_answer(
+    world: World, back: Callable[[], dict[str, Any]], tmp_path: Path
+) -> None:
+    """BM-10: then what served does so still, and the release is staged to be started anew."""
+    world.green.health = 503
+    answer = back()
+    assert (answer["changed"], world.active()) == (False, "blue")
+    assert "Slot green answers 503" in answer["switched"]["msg"]
+    assert (tmp_path / "stage" / "api" / "current" / "green.yml").exists()
