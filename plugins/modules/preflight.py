@@ -193,6 +193,11 @@ options:
         description: Whether it is due in any case.
         type: bool
         required: true
+  volumes:
+    description: Volumes that must exist; RV(facts.volumes) are those that do.
+    type: list
+    elements: str
+    default: []
   directories:
     description: Directories that must exist; RV(facts.directories) are those that are in order.
     type: list
@@ -309,7 +314,7 @@ class Preflight:
     def __init__(self, params: dict[str, Any]) -> None:
         self.params = params
         self.problems: list[dict[str, str]] = []
-        self.facts: dict[str, Any] = {}
+        self.facts: dict[str, Any] = {"volumes": []}
         self.containers: list[dict[str, Any]] = []
         self.volume_path = ""
         self.image_present = False
@@ -452,9 +457,10 @@ class Preflight:
         engine = Engine()
         try:
             self.containers = engine.get("/containers/json", all="true") or []
-            if self.params["postgres_volume"]:
-                volume = engine.get(f"/volumes/{self.params['postgres_volume']}") or {}
-                self.volume_path = volume.get("Mountpoint", "")
+            found = (engine.get("/volumes") or {}).get("Volumes") or []
+            places = {volume["Name"]: volume["Mountpoint"] for volume in found}
+            self.volume_path = places.get(self.params["postgres_volume"], "")
+            self.facts["volumes"] = [name for name in self.params["volumes"] if name in places]
         except (OSError, EngineError, ValueError) as error:
             self.problem(f"Docker does not answer properly: {error}.", "Look at its log.")
 
@@ -913,6 +919,7 @@ def main() -> None:
                     "renew": {"type": "bool", "required": True},
                 },
             },
+            "volumes": texts,
             "directories": {
                 "type": "list",
                 "elements": "dict",

@@ -147,7 +147,8 @@ def render(inventory: str) -> Rendered:
     services: dict[str, dict[str, Any]] = {}
     room_of: dict[str, str] = {}
     volumes: dict[str, Any] = {}
-    for room in sorted(path.name for path in directory.iterdir() if path.name != "stack"):
+    rooms = {path.name for path in directory.iterdir() if path.is_dir()} - {"stack"}
+    for room in sorted(rooms):
         current = directory / room / "current"
         for fragment in _with_includes(current, "compose.yml"):
             for name, service in (fragment.get("services") or {}).items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING
 
@@ -200,6 +201,15 @@ def test_data_lives_in_named_volumes_or_where_the_inventory_says(rendered: Rende
         mounted = dict(volume.split(":")[1::-1] for volume in rendered.services[name]["volumes"])
         assert mounted[target] == f"{name}-data"
         assert f"{name}-data" in rendered.volumes
+
+
+def test_compose_removes_no_data(rendered: Rendered) -> None:
+    """CS-5: what cannot be made again lies in volumes that Compose did not make."""
+    made = set(json.loads((rendered.directory / "volumes.json").read_text()))
+    external = {volume["name"] for volume in rendered.volumes.values() if volume.get("external")}
+    assert external == made
+    rest = {name for name, volume in rendered.volumes.items() if not volume.get("external")}
+    assert rest == {"postgres-socket", "nginx-log", "drill-data", "alloy-data"}
 
 
 def test_images_are_named_by_reference_never_latest(rendered: Rendered) -> None:

@@ -393,6 +393,15 @@ class TestInterrupted:
 class TestFromNothingAgain:
     """CS-15."""
 
+    def test_compose_does_not_take_the_data(self, stack: Stack) -> None:
+        """CS-5: not even with the flag that removes a project's volumes."""
+        mark = "/var/lib/barman/mark"
+        stack.execute("backup", "sh", "-c", f"echo kept > {mark}")
+        stack.compose("down", "--volumes")
+        site_yml().succeeded()
+        assert stack.execute("backup", "cat", mark) == "kept\n"
+        stack.execute("backup", "rm", mark)
+
     def test_clean_leaves_nothing_and_up_starts_afresh(self, stack: Stack) -> None:
         """CS-15, CS-13: `make clean` removes data and all; the next `make up` is healthy again."""
         from .conftest import PROJECT, clean
