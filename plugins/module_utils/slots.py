@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -41,8 +42,14 @@ def active(path: Path) -> str | None:
 
 
 def point(path: Path, slot: str) -> None:
-    """Point the link at the slot by one rename(2)."""
+    """Point the link at the slot by one rename(2) that survives a power failure."""
     fresh = path / f".{LINK}"
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(slot)
     fresh.replace(path / LINK)
+    # Before the slot that it led to is stopped, which may be kept on another disk.
+    directory = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

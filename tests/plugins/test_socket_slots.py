@@ -8,6 +8,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from tests import disk
+
 from .conftest import run_module
 
 SLOTS = ["blue", "green"]
@@ -37,6 +41,22 @@ def test_switches_and_says_what_served_before(tmp_path: Path) -> None:
     assert (sockets / "active").readlink() == Path("green")
     assert run(sockets, active="green")["changed"] is False
     assert run(sockets)["active"] == "green", "without active the link stays"
+
+
+@pytest.mark.skipif(bool(disk.missing()), reason=disk.missing())
+def test_survives_the_power_going_at_once(tmp_path: Path) -> None:
+    """BM-10: what served before may be stopped next, and must not be led to after a power cut."""
+    host = disk.Disk(tmp_path, 32 << 20)
+    try:
+        run(host.mount / "sockets", active="blue")
+        os.sync()
+        run(host.mount / "sockets", active="green")
+        host.cut()
+        host.unplug()
+        host.plug_in()
+        assert (host.mount / "sockets" / "active").readlink() == Path("green")
+    finally:
+        host.remove()
 
 
 def test_check_mode_says_so_and_changes_nothing(tmp_path: Path) -> None:
