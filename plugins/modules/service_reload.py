@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -158,7 +159,12 @@ def main() -> None:
     if not module.check_mode:
         if behind:
             signalled = [identifier for name in behind for identifier in running[name]]
-            docker("kill", f"--signal={params['signal']}", *signalled)
+            # Not by `docker kill`: whatever the signal, the engine takes a container for stopped by
+            # hand from then on, and starts it again neither after a crash nor at boot.
+            processes = docker("inspect", "--format={{.State.Pid}}", *signalled).split()
+            for process in filter(None, map(int, processes)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.Signals[f"SIG{params['signal']}"])
         if after != loaded:
             try:
                 write(record, after)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import signal
 import subprocess
 import tarfile
 import uuid
@@ -460,6 +462,7 @@ services:
   reader: &reader
     image: {image}
     command: [sh, -c, "trap 'echo read' HUP; while :; do sleep 0.05; done"]
+    restart: unless-stopped
     stop_grace_period: 0s
     deploy: {{replicas: 2}}
   other: {{<<: *reader, deploy: {{replicas: 1}}}}
@@ -504,3 +507,12 @@ def test_reloading(compose: Compose, project: Project) -> None:
     record.write_text("half a rec")
     assert reload(first)["reloaded"] == ["other", "reader"]
     wait_for("both read again", lambda: read("reader") == 4)
+
+    def process() -> int:
+        container = f"{compose.name}-other-1"
+        return int(compose.docker("inspect", "--format={{.State.Pid}}", container))
+
+    # The engine must not have taken the signal for somebody's wish that it stop.
+    died = process()
+    os.kill(died, signal.SIGKILL)
+    wait_for("the other one started again", lambda: process() not in (0, died), 20)
