@@ -6,6 +6,7 @@ answer costs a millisecond instead of a process.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -24,6 +25,8 @@ DAEMON_JSON = "/etc/docker/daemon.json"
 DATA_ROOT = "/var/lib/docker"
 CONTAINERD_ROOT = "/var/lib/containerd"
 """Where an engine that leaves images to containerd, the default from version 29 on, has them."""
+LOADING_NOTE = "compose-stack.loading"
+"""Beside the images while some are not on the disk for certain; the role `images` keeps it."""
 
 # https://docs.docker.com/reference/cli/dockerd/#configuration-reload-behavior
 RELOADABLE = frozenset(
@@ -273,6 +276,10 @@ def docker_facts() -> dict[str, Any]:
         info.get("DriverStatus") or []
     )
     facts["images_dir"] = CONTAINERD_ROOT if by_containerd else facts["root_dir"]
+    # The power went while they were loaded, or the run was killed: listed they are, whole or not.
+    with contextlib.suppress(OSError):
+        if Path(facts["images_dir"], LOADING_NOTE).exists():
+            facts["images"] = []
     facts["containers_running"] = info["ContainersRunning"]
     facts["idle"] = info["ContainersRunning"] == 0 and not clients_connected()
     facts["swarm"] = (info.get("Swarm") or {}).get("LocalNodeState") == "active"

@@ -14,6 +14,7 @@ import pytest
 from ansible.errors import AnsibleError
 
 from plugins.lookup import image_archive
+from plugins.module_utils.docker_host import docker_facts
 from tests.images.conftest import NAMES, docker, has, images, tiny_image
 
 if TYPE_CHECKING:
@@ -37,6 +38,36 @@ def test_loads_what_is_missing_and_only_then(archived: Bundle) -> None:
     again = images("archive", images_archive=str(path))
     assert again.facts["present"] is True
     assert (again.run.changed, again.run.executions) == (0, 0)
+
+
+def test_what_the_power_left_half_loaded_is_loaded_anew(archived: Bundle, tmp_path: Path) -> None:
+    """BM-10: the engine lists such an image, and takes its empty files for whole."""
+    path, references = archived
+    # In place of the engine's own directory, where others would read it.
+    note = tmp_path / "compose-stack.loading"
+
+    def load() -> None:
+        facts = {**docker_facts(), "images": [], "images_dir": str(tmp_path)}
+        images("archive", images_archive=str(path), docker_facts=facts).run.succeeded()
+        assert not note.exists()
+
+    load()
+    marker = Path(layer(references["nginx"]), "marker")
+    content = marker.read_bytes()
+    marker.write_bytes(b"")
+    load()
+    assert marker.read_bytes() == b"", "the engine repairs it by itself"
+    note.write_text("".join(f"{reference}\n" for reference in references.values()))
+    load()
+    assert Path(layer(references["nginx"]), "marker").read_bytes() == content
+
+
+def layer(reference: str) -> str:
+    """The directory that holds the files of an image of one layer."""
+    found = docker("image", "inspect", "--format={{.GraphDriver.Data.UpperDir}}", reference)
+    if not Path(found).is_dir():
+        pytest.skip("the engine keeps layers where this test does not know them")
+    return found
 
 
 def test_a_corrupt_archive_changes_nothing(archived: Bundle) -> None:
