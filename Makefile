@@ -177,7 +177,7 @@ bench: development ## measure the stack; prints a table
 	@python -m tests.bench
 
 .PHONY: prove
-prove: development ## what takes too long for `test`: every alert, fifty releases, hundreds of kills, Ubuntu; three hours, as root
+prove: development ## what takes too long for `test`: every alert, fifty releases, hundreds of kills, power cuts, Ubuntu; four hours, as root
 	@python -m pytest --capture=no --tb=short tests/prove
 
 .PHONY: lock

@@ -92,13 +92,14 @@ def playbook(
     variables: dict[str, Any] | None = None,
     interrupt_at: str | None = None,
     kill_after: float | None = None,
+    before_kill: Callable[[], None] | None = None,
     environment: dict[str, str] | None = None,
     seconds: float = 300,
 ) -> Run:
     """Run one of the repository's playbooks.
 
     It is stopped by Ctrl-C when `interrupt_at` appears; with `kill_after`, so many seconds later
-    it is killed with all that it has started, as if the power had gone.
+    `before_kill` is called and it is killed with all that it has started here.
     """
     command = [str(BIN / "ansible-playbook"), "-i", str(inventory), f"playbooks/{name}", *options]
     if variables:
@@ -117,7 +118,7 @@ def playbook(
             start_new_session=True,
         ) as process:
             watchdog = _Watchdog(process, seconds)
-            impatience = _Impatience(process, command, kill_after)
+            impatience = _Impatience(process, command, kill_after, before_kill)
             lines: list[str] = []
             with watchdog, impatience:
                 assert process.stdout is not None
@@ -143,10 +144,15 @@ class _Impatience:
     """
 
     def __init__(
-        self, process: subprocess.Popen[str], command: list[str], kill_after: float | None
+        self,
+        process: subprocess.Popen[str],
+        command: list[str],
+        kill_after: float | None,
+        before_kill: Callable[[], None] | None,
     ) -> None:
         self._process = process
         self._kill_after = kill_after
+        self._before_kill = before_kill
         self._command = "\0".join(command).encode()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._press, daemon=True)
@@ -157,6 +163,8 @@ class _Impatience:
     def _press(self) -> None:
         if self._kill_after is not None:
             time.sleep(self._kill_after)
+            if self._before_kill is not None:
+                self._before_kill()
             for process in (self._process.pid, *_descendants(self._process.pid)):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
