@@ -240,6 +240,25 @@ options:
         description: The SHA-256 of each value that takes a generated one's place, by name.
         type: dict
         required: true
+  firewall:
+    description:
+      - The firewall that is wanted. RV(facts.firewall) says whether this stack's is there, and
+        what ports SSH has.
+    type: dict
+    suboptions:
+      enabled:
+        description: Whether one is wanted.
+        type: bool
+        required: true
+      project:
+        description: The stack that it is for.
+        type: str
+        required: true
+      inside:
+        description: Interfaces that nothing from outside comes in by; C(*) at the end.
+        type: list
+        elements: str
+        required: true
   become_error:
     description: Why becoming root failed, when it did.
     type: str
@@ -283,6 +302,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ansible.module_utils import firewall
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.docker_host import (
     DAEMON_JSON,
@@ -293,6 +313,12 @@ from ansible.module_utils.docker_host import (
     docker_facts,
     merge_daemon_options,
     version_tuple,
+)
+from ansible.module_utils.listeners import (
+    container_publishing,
+    listening_inodes,
+    owner,
+    read,
 )
 from ansible.module_utils.secret_store import RefusedError, in_order
 from ansible.module_utils.slots import Directory, active, directories
@@ -333,6 +359,7 @@ class Preflight:
         self.check_disk()
         self.check_measurements()
         self.check_postgres()
+        self.check_firewall()
         self.find_packages()
         self.find_sockets()
         self.find_certificate()
@@ -545,7 +572,7 @@ class Preflight:
 
     def check_port(self, entry: dict[str, Any]) -> None:
         variable, port, address = entry["variable"], entry["port"], entry["address"]
-        container = self.container_publishing(address, port)
+        container = container_publishing(self.containers, address, port)
         if container:
             self.port_taken(entry, f"the container {container}", "stop that container")
             return
@@ -563,7 +590,7 @@ class Preflight:
                 self.problem(f"Port {port} on {address}: {error}.", f"Correct {variable}.")
             return
         if not reachable:
-            self.port_taken(entry, *self.owner(address, port))
+            self.port_taken(entry, *owner(self.containers, address, port))
 
     def port_taken(self, entry: dict[str, Any], owner: str, stop: str) -> None:
         self.problem(
@@ -571,43 +598,6 @@ class Preflight:
             f"{owner}.",
             f"{stop[0].upper()}{stop[1:]}, or set {entry['variable']} to another port.",
         )
-
-    def container_publishing(self, address: str, port: int) -> str:
-        wildcards = {"0.0.0.0", "::"}  # noqa: S104  compared with, not bound
-        for container in self.containers:
-            for published in container.get("Ports") or []:
-                host = published.get("IP", "")
-                if published.get("PublicPort") == port and (
-                    host == address or host in wildcards or address in wildcards
-                ):
-                    return str(container["Names"][0].lstrip("/"))
-        return ""
-
-    def owner(self, address: str, port: int) -> tuple[str, str]:
-        """Return who listens on a port and how to make it stop."""
-        for inode in listening_inodes(address, port):
-            pid = process_of_inode(inode)
-            if pid is None:
-                continue
-            name = read(f"/proc/{pid}/comm").strip()
-            command = read(f"/proc/{pid}/cmdline").replace("\0", " ").strip()
-            cgroup = read(f"/proc/{pid}/cgroup")
-            text = f"{name} (PID {pid}: {command[:120]})"
-            identifier = re.search(r"docker[/-]([0-9a-f]{64})", cgroup)
-            if identifier:
-                for container in self.containers:
-                    if container["Id"] == identifier.group(1):
-                        return f"{text} in the container {container['Names'][0].lstrip('/')}", (
-                            "stop that container"
-                        )
-            unit = re.search(r"/([^/\s]+\.service)$", cgroup, re.MULTILINE)
-            if unit:
-                return f"{text}, of the unit {unit.group(1)}", (
-                    f"stop it (systemctl disable --now {unit.group(1)})"
-                )
-            return text, f"stop it (kill {pid})"
-        hint = "" if self.root else "; only root can see which"
-        return f"another process{hint}", f"find it (ss -ltnp 'sport = :{port}') and stop it"
 
     # Disk and data
 
@@ -680,6 +670,45 @@ class Preflight:
                     "restore the dump into the new database; or point postgres_data_dir elsewhere.",
                 )
             return
+
+    # The firewall
+
+    def check_firewall(self) -> None:
+        keeper = firewall.project_of(read(str(firewall.RULES)))
+        wanted = self.params["firewall"]
+        ours = bool(wanted) and keeper == wanted["project"]
+        self.facts["firewall"] = {"ours": ours, "ssh_ports": []}
+        if not wanted or not wanted["enabled"]:
+            return
+        self.facts["firewall"]["ssh_ports"] = firewall.ssh_ports()
+        if keeper and not ours:
+            self.problem(
+                f"The firewall of this host is the stack {keeper}'s ({firewall.RULES}), and one "
+                "host has one firewall.",
+                "Set firewall_enabled to false here, and name this stack's ports in that one's "
+                f"firewall_tcp_ports; or remove {firewall.RULES} when that stack is gone.",
+            )
+        refusal = firewall.refusal() if self.root else 0
+        if refusal == errno.EPERM:
+            self.problem(
+                "firewall_enabled is true, but root may not manage this host's network.",
+                "Give the container that it is CAP_NET_ADMIN, or set firewall_enabled to false.",
+            )
+        elif refusal:
+            self.problem(
+                "firewall_enabled is true, but the kernel has no nftables "
+                f"({os.strerror(refusal)}).",
+                "Load it (modprobe nf_tables), take a kernel that has it, or set firewall_enabled "
+                "to false.",
+            )
+        leading = firewall.leading_outside(wanted["inside"])
+        if leading:
+            self.problem(
+                f"By its name {', '.join(leading)} would pass for one of Docker's bridges "
+                f"({', '.join(wanted['inside'])}), and a network card is behind it.",
+                "Call it something else; or, if whatever comes in by it is to be let through, name "
+                "it in full in firewall_inside_interfaces.",
+            )
 
     # What other roles ask about
 
@@ -769,13 +798,6 @@ class Preflight:
         }
 
 
-def read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
 def os_release() -> dict[str, str]:
     text = read("/etc/os-release") or read("/usr/lib/os-release")
     return {
@@ -810,45 +832,6 @@ def bind(address: str, port: int) -> bool:
                 raise
             return False
     return True
-
-
-def listening_inodes(address: str, port: int) -> list[str]:
-    """Return the sockets that listen on a port and stand in the way of `address`."""
-    found = []
-    wildcards = {"0.0.0.0", "::"}  # noqa: S104  compared with, not bound
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        for line in read(table).splitlines()[1:]:
-            fields = line.split()
-            host, _, number = fields[1].partition(":")
-            if fields[3] != "0A" or int(number, 16) != port:
-                continue
-            listener = decode_address(host)
-            if listener == address or listener in wildcards or address in wildcards:
-                found.append(fields[9])
-    return found
-
-
-def decode_address(text: str) -> str:
-    """Return the address that /proc/net/tcp spells as 32-bit words of host byte order."""
-    words = [bytes.fromhex(text[i : i + 8]) for i in range(0, len(text), 8)]
-    raw = b"".join(word[::-1] if sys.byteorder == "little" else word for word in words)
-    family = socket.AF_INET if len(raw) == 4 else socket.AF_INET6
-    return socket.inet_ntop(family, raw).removeprefix("::ffff:")
-
-
-def process_of_inode(inode: str) -> int | None:
-    wanted = f"socket:[{inode}]"
-    for process in Path("/proc").iterdir():
-        if not process.name.isdigit():
-            continue
-        try:
-            if any(
-                str(descriptor.readlink()) == wanted for descriptor in (process / "fd").iterdir()
-            ):
-                return int(process.name)
-        except OSError:
-            continue
-    return None
 
 
 def main() -> None:
@@ -938,6 +921,14 @@ def main() -> None:
                     "names": {"type": "list", "elements": "str", "required": True},
                     "known": {"type": "list", "elements": "str", "required": True},
                     "digests": {"type": "dict", "required": True, "no_log": True},
+                },
+            },
+            "firewall": {
+                "type": "dict",
+                "options": {
+                    "enabled": {"type": "bool", "required": True},
+                    "project": {"type": "str", "required": True},
+                    "inside": {"type": "list", "elements": "str", "required": True},
                 },
             },
             "become_error": text,

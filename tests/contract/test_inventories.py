@@ -40,6 +40,13 @@ def test_demonstration_data_only_on_a_laptop(inventory: str) -> None:
 
 
 @pytest.mark.parametrize("inventory", INVENTORIES)
+def test_servers_have_a_firewall(inventory: str) -> None:
+    """BM-12: and no laptop gets one unasked."""
+    on = inventory in {"staging", "production"}
+    assert variables(inventory).get("firewall_enabled", False) is on
+
+
+@pytest.mark.parametrize("inventory", INVENTORIES)
 def test_every_inventory_feeds_the_same_group(inventory: str) -> None:
     """FS-1: site.yml knows one group and no environment."""
     assert "stack" in load(ROOT / "inventories" / inventory / "hosts.yml")
@@ -65,7 +72,7 @@ def test_site_deploys_every_role_once() -> None:
     """FS-1, CS-1: no role stands beside the one playbook."""
     listed = roles(ROOT)
     assert sorted(listed) == ROLES
-    order = ["preflight", "docker", "images", "secrets", "tls", "stack"]
+    order = ["preflight", "docker", "firewall", "images", "secrets", "tls", "stack"]
     assert [role for role in listed if role in order] == order
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -9,7 +10,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ansible.module_utils import docker_host
+from ansible.module_utils import docker_host, firewall, listeners
 
 from plugins.modules import preflight
 
@@ -139,6 +140,7 @@ def look(tmp_path: Path, **changes: Any) -> preflight.Preflight:
         "certificate": None,
         "secrets": None,
         "directories": [],
+        "firewall": None,
         "become_error": "",
         **changes,
     }
@@ -395,6 +397,46 @@ def test_clock(engine: Callable[..., FakeEngine], tmp_path: Path) -> None:
     assert "behind the controller's" in causes(look(tmp_path, controller_time=2e10))
 
 
+FIREWALL = {"enabled": True, "project": "shop", "inside": ["docker*", "br-*", "eth1"]}
+
+
+def test_firewall_of_another_stack(
+    engine: Callable[..., FakeEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BM-12: one host, one firewall."""
+    engine()
+    monkeypatch.setattr(firewall, "RULES", tmp_path / "firewall.nft")
+    monkeypatch.setattr(firewall, "refusal", lambda: 0)
+    for keeper, ours in (("blog", False), ("shop", True)):
+        firewall.RULES.write_text(f"# The firewall of {keeper}. More.\ntable inet compose-stack\n")
+        found = look(tmp_path, firewall=FIREWALL)
+        assert ("is the stack blog's" in causes(found)) is not ours
+        assert found.facts["firewall"]["ours"] is ours
+
+
+def test_kernel_without_nftables(
+    engine: Callable[..., FakeEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BM-12: and nobody is asked where no firewall is wanted."""
+    engine()
+    monkeypatch.setattr(firewall, "refusal", lambda: errno.EINVAL)
+    assert "the kernel has no nftables" in causes(look(tmp_path, firewall=FIREWALL))
+    assert look(tmp_path, firewall={**FIREWALL, "enabled": False}).problems == []
+
+
+def test_network_card_behind_a_name_like_dockers(
+    engine: Callable[..., FakeEngine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """BM-12: it would be a way in. One that is named in full is meant."""
+    engine()
+    monkeypatch.setattr(firewall, "refusal", lambda: 0)
+    monkeypatch.setattr(firewall, "INTERFACES", tmp_path / "net")
+    for name in ("eth0/device", "eth1/device", "br-lan/brif/eth0", "br-0123456789ab/brif/veth1"):
+        (tmp_path / "net" / name).mkdir(parents=True)
+    found = causes(look(tmp_path, firewall=FIREWALL))
+    assert found.startswith("By its name br-lan would pass for one of Docker's bridges")
+
+
 @pytest.mark.parametrize(
     ("text", "address"),
     [
@@ -404,7 +446,7 @@ def test_clock(engine: Callable[..., FakeEngine], tmp_path: Path) -> None:
     ],
 )
 def test_addresses_of_the_kernels_table(text: str, address: str) -> None:
-    assert preflight.decode_address(text) == address
+    assert listeners.decode_address(text) == address
 
 
 def test_versions() -> None:

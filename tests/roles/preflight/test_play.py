@@ -300,6 +300,20 @@ RULES = [
         ["stack_services has usage but not api"],
     ),
     (
+        {
+            "firewall_ssh_ports": [22],
+            "firewall_tcp_ports": [70000],
+            "firewall_udp_ports": [0],
+            "firewall_inside_interfaces": ["wg0", 'x" accept'],
+            "firewall_trial_seconds": 1,
+        },
+        [
+            "holds what is no port: 70000, 0.",
+            "holds what is no interface's name: x\" accept.",
+            "Out of range: firewall_trial_seconds 1 (5 to 600).",
+        ],
+    ),
+    (
         {"usage_late_days": 90},
         ["usage_late_days is 90, and usage is kept for 90 days as events, 90 by minute"],
     ),
@@ -345,8 +359,8 @@ RULES = [
     ("variables", "causes"),
     RULES,
     ids=[
-        *("many", "others", "settings", "monitoring", "logging", "alloy", "usage", "late usage"),
-        *("no database", "birthdays", "backup"),
+        *("many", "others", "settings", "monitoring", "logging", "alloy", "usage", "firewall"),
+        *("late usage", "no database", "birthdays", "backup"),
     ],
 )
 def test_rules(good: dict[str, Any], variables: dict[str, Any], causes: list[str]) -> None:
@@ -407,7 +421,7 @@ def test_what_the_rules_let_pass(good: dict[str, Any], variables: dict[str, Any]
 
 def test_every_rule_has_a_case() -> None:
     table = yaml.safe_load((ROOT / "roles" / "preflight" / "vars" / "main.yml").read_text())
-    assert len(table["_preflight_rules"]) == 33
+    assert len(table["_preflight_rules"]) == 36
 
 
 def test_python_on_the_host_is_what_the_modules_are_checked_for() -> None:
