@@ -43,6 +43,26 @@ while True:
     for key, _ in waiting.select():
         key.fileobj.accept()[0].close()
 """
+ECHO = """
+import socket, sys
+server = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+server.bind(("", int(sys.argv[1])))
+while True:
+    server.sendto(*server.recvfrom(100))
+"""
+ASK = """
+import socket, sys
+for host in sys.argv[2:]:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as client:
+        client.settimeout(1)
+        client.connect((host, int(sys.argv[1])))
+        client.send(b"hello")
+        try:
+            print(client.recv(100) == b"hello")
+        except OSError:
+            print(False)
+"""
 SCAN = """
 import concurrent.futures, json, socket, sys
 def probe(target):
@@ -85,14 +105,14 @@ table inet translation {
 }
 END
 """
-ON = {"firewall_enabled": True, "firewall_tcp_ports": [80, 443], "firewall_trial_seconds": 6}
+ON = {"firewall_enabled": True, "firewall_tcp_ports": [80, 443], "firewall_udp_ports": [5001]}
 # Listened on by the host: 22 by sshd, 443 and 9999 by the test; 80 and 8088 lead to the container.
 ASKED = (22, 80, 443, 8080, 8088, 9999)
 TABLE = ("nft", "--stateless", "list", "table", "inet", "compose-stack")
 
 
-def listener(engine: Engine, *ports: int, within: tuple[str, ...] = ()) -> None:
-    command = [*within, "python3", "-c", LISTEN, *map(str, ports)]
+def listener(engine: Engine, *ports: int, within: tuple[str, ...] = (), code: str = LISTEN) -> None:
+    command = [*within, "python3", "-c", code, *map(str, ports)]
     subprocess.run(
         [*engine.prefix[:2], "--detach", *engine.prefix[2:], *command], check=True, timeout=20
     )
@@ -153,6 +173,8 @@ def inventory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         listener(HOST, 443, 9999)
         listener(HOST, 8080, within=("ip", "netns", "exec", "box"))
         listener(NEIGHBOUR, 7000)
+        listener(HOST, 5001, code=ECHO)
+        listener(HOST, 5002, code=ECHO)
         path = directory / "hosts.json"
         variables = {
             "ansible_host": addresses(NAME)[0],
@@ -229,6 +251,9 @@ def test_only_what_may_be_is_open(inventory: Path) -> None:
     """BM-12: for IPv4 and IPv6, on the host and behind a published port."""
     assert converge(inventory, **ON).succeeded().changed == 1
     assert seen() == [[22, 80, 443]] * 2
+    for port, answers in ((5001, "True"), (5002, "False")):
+        asked = NEIGHBOUR.run("python3", "-c", ASK, str(port), *addresses(NAME))
+        assert asked.split() == [answers] * 2, port
     assert HOST.run("systemctl", "is-enabled", "compose-stack-firewall").strip() == "enabled"
     assert no_traces()
 
@@ -268,7 +293,7 @@ def test_nothing_to_do(inventory: Path) -> None:
 def test_rules_that_close_ssh_are_taken_back(inventory: Path) -> None:
     """BM-12: by the host itself, whatever becomes of the run; and the run says what to do."""
     before = HOST.run(*TABLE), HOST.run("cat", "/etc/compose-stack/firewall.nft")
-    run = converge(inventory, **ON, firewall_ssh_ports=[2222]).failed()
+    run = converge(inventory, **ON, firewall_ssh_ports=[2222], firewall_trial_seconds=6).failed()
     assert "no new connection came through within 6 s" in run.output
     assert "put the rules back that were in force before" in run.output
     assert "leave firewall_ssh_ports empty" in run.output
@@ -280,7 +305,7 @@ def test_a_run_that_is_killed_locks_nobody_out(inventory: Path, tmp_path: Path) 
     """BM-12: when new rules are in force and nobody is there to confirm them."""
     before = HOST.run(*TABLE)
     rules = HOST.run("cat", "/etc/compose-stack/firewall.nft").replace("dst 22 ", "dst 2222 ")
-    arguments = {"project": "firewall-test", "rules": rules, "trial_seconds": 4}
+    arguments = {"project": "firewall-test", "rules": rules, "trial_seconds": 10}
     done = subprocess.run(
         [
             *(str(BIN / "ansible"), "stack", f"--inventory={inventory}", "--become"),
@@ -296,7 +321,7 @@ def test_a_run_that_is_killed_locks_nobody_out(inventory: Path, tmp_path: Path) 
     )
     assert "trial: " in done.stdout
     assert seen() == [[80, 443]] * 2
-    wait_for("the old rules", lambda: HOST.run(*TABLE) == before, 10)
+    wait_for("the old rules", lambda: HOST.run(*TABLE) == before, 20)
     assert seen() == [[22, 80, 443]] * 2
 
 
