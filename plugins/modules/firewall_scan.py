@@ -81,7 +81,13 @@ from typing import TYPE_CHECKING, Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.docker_host import Engine, EngineError
 from ansible.module_utils.firewall import addresses
-from ansible.module_utils.listeners import LISTEN, owner, sockets
+from ansible.module_utils.listeners import (
+    LISTEN,
+    container_publishing,
+    listening_inodes,
+    owner,
+    sockets,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -91,7 +97,7 @@ AT_ONCE = 2048
 # One more try of the kernel's, a second after the first, falls into it.
 PATIENCE_SECONDS = 1.5
 # All of it; what is dropped instead of refused takes longest.
-LIMIT_SECONDS = 300
+LIMIT_SECONDS = 600
 NEW_NETWORK = 0x40000000  # CLONE_NEWNET
 DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 # For documentation: no host on a network of anybody's has one of these.
@@ -100,67 +106,80 @@ ANY_ADDRESS = {4: "0.0.0.0", 6: "::"}  # noqa: S104  compared with, not bound
 PREFIX = {4: 30, 6: 64}
 
 
+Target = tuple[str, int]
+
+
 class ScanError(Exception):
     """The scan could not be made."""
 
 
-def scan(targets: list[tuple[str, int]], seconds: float = PATIENCE_SECONDS) -> set[tuple[str, int]]:
-    """Which of the addresses and ports take a connection."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    room = AT_ONCE + 64 if hard == resource.RLIM_INFINITY else min(AT_ONCE + 64, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(room, soft), hard))
-    found = set()
-    waiting = iter(targets)
-    # In the order in which they were begun, so that the first is the one to give up next.
-    begun: dict[int, tuple[socket.socket, tuple[str, int], float]] = {}
-    poll = select.epoll()
-    more = True
-    while more or begun:
-        while more and len(begun) < room - 64:
-            target = next(waiting, None)
-            if target is None:
-                more = False
-                break
-            attempt, code = begin(target)
-            if code in (errno.EINPROGRESS, errno.EALREADY):
-                poll.register(attempt, select.EPOLLOUT)
-                begun[attempt.fileno()] = (attempt, target, time.monotonic() + seconds)
-                continue
-            if code in (0, errno.EISCONN):
-                found.add(target)
-                end(attempt)
-            attempt.close()
-        for number, _ in poll.poll(0.05 if begun else 0):
-            attempt, target, _ = begun.pop(number)
-            if attempt.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
-                found.add(target)
-                end(attempt)
-            attempt.close()
-        now = time.monotonic()
-        while begun:
-            number = next(iter(begun))
-            if begun[number][2] > now:
-                break
-            begun.pop(number)[0].close()
-    poll.close()
-    return found
+class Scan:
+    """Connects to many targets at a time; what is refused at once costs least."""
 
+    def __init__(self) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        room = AT_ONCE + 64 if hard == resource.RLIM_INFINITY else min(AT_ONCE + 64, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(room, soft), hard))
+        self.room = room - 64
+        self.found: set[Target] = set()
+        self.silent: list[Target] = []
+        # In the order in which they were begun, so that the first is the one to give up next.
+        self.begun: dict[int, tuple[socket.socket, Target, float]] = {}
+        self.poll = select.epoll()
+        # A socket that was refused can be used again.
+        self.spare: dict[socket.AddressFamily, socket.socket] = {}
 
-def begin(target: tuple[str, int]) -> tuple[socket.socket, int]:
-    """A connection that is under way, and its error so far."""
-    family = socket.AF_INET6 if ":" in target[0] else socket.AF_INET
-    attempt = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    code = attempt.connect_ex(target)
-    if code == errno.EINPROGRESS:
-        # On the same machine the answer has mostly come by now, which saves to wait for it.
+    def run(self, targets: Iterable[Target]) -> set[Target]:
+        """Which of the targets take a connection."""
+        for target in targets:
+            self.begin(target)
+            while len(self.begun) >= self.room:
+                self.wait()
+        while self.begun:
+            self.wait()
+        return self.found
+
+    def begin(self, target: Target) -> None:
+        family = socket.AF_INET6 if ":" in target[0] else socket.AF_INET
+        kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+        attempt = self.spare.pop(family, None) or socket.socket(family, kind)
         code = attempt.connect_ex(target)
-    return attempt, code
+        if code == errno.EINPROGRESS:
+            # On the same machine the answer has mostly come by now, which saves to wait for it.
+            code = attempt.connect_ex(target)
+        if code in (errno.EINPROGRESS, errno.EALREADY):
+            self.poll.register(attempt, select.EPOLLOUT)
+            self.begun[attempt.fileno()] = (attempt, target, time.monotonic() + PATIENCE_SECONDS)
+        elif code == errno.ECONNREFUSED:
+            self.spare[family] = attempt
+        else:
+            self.end(attempt, target, code)
+
+    def wait(self) -> None:
+        """Take the answers that come, and give up those that do not."""
+        for number, _ in self.poll.poll(0.05):
+            attempt, target, _ = self.begun.pop(number)
+            self.end(attempt, target, attempt.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+        while self.begun:
+            attempt, target, until = next(iter(self.begun.values()))
+            if until > time.monotonic():
+                break
+            del self.begun[attempt.fileno()]
+            self.silent.append(target)
+            attempt.close()
+
+    def end(self, attempt: socket.socket, target: Target, code: int) -> None:
+        if code in (0, errno.EISCONN):
+            self.found.add(target)
+            # With a reset, so that nothing lingers.
+            attempt.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        attempt.close()
 
 
-def end(attempt: socket.socket) -> None:
-    # With a reset, so that nothing lingers.
-    attempt.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    attempt.close()
+def scan(targets: Iterable[Target]) -> set[Target]:
+    """Which of the targets take a connection. Those that did not answer are asked once more."""
+    first = Scan()
+    return first.run(targets) | Scan().run(first.silent)
 
 
 def ip(*words: str) -> None:
@@ -215,7 +234,7 @@ class Stranger:
         self.ends = pairs()
         self.process = 0
 
-    def scan(self, hosts: list[str], ports: Iterable[int]) -> set[tuple[str, int]]:
+    def scan(self, hosts: list[str], ports: Iterable[int]) -> set[Target]:
         """What is open to it."""
         targets = [(host, port) for host in hosts for port in ports]
         ready, begin_now, result = os.pipe(), os.pipe(), os.pipe()
@@ -257,9 +276,7 @@ class Stranger:
             give(here, version, self.link)
         ip("link", "set", self.link, "up")
 
-    def _live(
-        self, ready: int, begin_now: int, result: int, targets: list[tuple[str, int]]
-    ) -> None:
+    def _live(self, ready: int, begin_now: int, result: int, targets: list[Target]) -> None:
         """What the child does. It never returns."""
         libc = ctypes.CDLL(None, use_errno=True)
         libc.prctl(DEATH_SIGNAL, signal.SIGKILL)
@@ -285,13 +302,11 @@ class Stranger:
         os._exit(0)
 
 
-def listening() -> set[tuple[str, int]]:
+def listening() -> set[Target]:
     return {(address, port) for address, port, _ in sockets(LISTEN)}
 
 
-def awaited(
-    hosts: dict[str, int], allowed: set[int], published: Iterable[tuple[str, int]]
-) -> set[tuple[str, int]]:
+def awaited(hosts: dict[str, int], allowed: set[int], published: Iterable[Target]) -> set[Target]:
     """What must be open: what may be and is published or listened on, by address."""
     offered = {*published, *listening()}
     return {
@@ -348,7 +363,7 @@ def main() -> None:
     module.exit_json(**result)
 
 
-def unexpected(found: set[tuple[str, int]]) -> list[str]:
+def unexpected(found: set[Target]) -> list[str]:
     if not found:
         return []
     containers: list[dict[str, Any]] = []
@@ -356,16 +371,22 @@ def unexpected(found: set[tuple[str, int]]) -> list[str]:
         containers = Engine().get("/containers/json") or []
     texts = []
     for host, port in sorted(found):
-        who, stop = owner(containers, host, port)
+        if container_publishing(containers, host, port) or listening_inodes(host, port):
+            who, stop = owner(containers, host, port)
+            text = f"{who} listens. {stop[0].upper()}{stop[1:]}"
+        else:
+            text = (
+                "no program of this host listens, so a rule of somebody else's leads to where one "
+                "does. Find it (nft list ruleset) and take it away"
+            )
         texts.append(
-            f"Port {port} of {host} is open and may not be; {who} listens. "
-            f"{stop[0].upper()}{stop[1:]}; or, if it is to be reached, add {port} to "
-            "firewall_tcp_ports."
+            f"Port {port} of {host} is open and may not be; {text}; or, if it is to be reached, "
+            f"add {port} to firewall_tcp_ports."
         )
     return texts
 
 
-def unreachable(missing: set[tuple[str, int]]) -> list[str]:
+def unreachable(missing: set[Target]) -> list[str]:
     return [
         f"Port {port} of {host} may be open, and something listens, but nobody gets through: "
         "another firewall (nft list ruleset; ufw status) or another rule is in the way."

@@ -5,6 +5,7 @@ The tests of this file build on each other, in the order in which they stand.
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import re
 import shutil
@@ -288,6 +289,19 @@ def test_nothing_to_do(inventory: Path) -> None:
     run = converge(inventory, **ON).succeeded()
     assert (run.changed, run.executions) == (0, 3)
     assert converge(inventory, "--check", "--diff", **ON).succeeded().changed == 0
+
+
+def test_a_scan_that_is_killed_leaves_nothing(inventory: Path) -> None:
+    """BM-12: no interface, and so no namespace and no process either, which would keep it."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        run = pool.submit(converge, inventory, **ON)
+        # The interface is called after the process.
+        process = wait_for(
+            "the scan", lambda: re.search(r"scan(\d+)", HOST.run("ip", "-brief", "link")), 60, 0.1
+        ).group(1)
+        HOST.run("kill", "-KILL", process)
+        run.result().failed()
+    wait_for("all of it gone", no_traces, 5)
 
 
 def test_rules_that_close_ssh_are_taken_back(inventory: Path) -> None:
