@@ -37,11 +37,14 @@ _NAMES = ("fullchain.pem", "privkey.pem", "ca.pem")
 class Store:
     """The directory with the pair that is live and the local authority."""
 
-    def __init__(self, path: Path, owner: int, *, check_mode: bool) -> None:
+    def __init__(
+        self, path: Path, owner: int, *, check_mode: bool, keeper: bool = False
+    ) -> None:
         self.path = path
         self.live = path / "live"
         self.authority = path / "ca"
         self.owner = owner
+        self.keeper = owner if keeper else 0
         self.check_mode = check_mode
         self.notes: list[str] = []
 
@@ -58,16 +61,22 @@ class Store:
 
     def prepare(self) -> None:
         """Make the directories; repair owners and modes."""
-        for directory, mode in ((self.path, 0o700), (self.authority, 0o700), (self.live, 0o755)):
+        for directory, mode, owner in (
+            (self.path, 0o700, 0),
+            (self.authority, 0o700, 0),
+            (self.live, 0o755, self.keeper),
+        ):
             if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
                 raise UnusableError(f"{directory} is not a directory: move it away")
             if directory.exists():
-                self.own(directory, mode, 0)
+                self.own(directory, mode, owner)
                 continue
             self.notes.append(f"{directory.relative_to(self.path.parent)}: created")
             if not self.check_mode:
                 directory.mkdir(parents=True)
                 directory.chmod(mode)
+                if owner:
+                    os.chown(directory, owner, owner)
         for file, mode, owner in (
             (self.authority / "ca.key", 0o400, 0),
             (self.live / "privkey.pem", 0o400, self.owner),
@@ -169,6 +178,9 @@ def authority_reasons(store: Store, names: list[str], now: datetime, days: int) 
 
 def reasons(store: Store, pair: Pair, params: Mapping[str, Any], now: datetime) -> list[str]:
     """Why a new certificate is due."""
+    if params["keeper"]:
+        fit = fits(pair.leaf, pair.key)
+        return [] if fit else ["the private key does not belong to the certificate"]
     names: list[str] = params["names"]
     found: list[str] = pair.problems(names, now)
     left = ends(pair.leaf) - now
@@ -203,12 +215,11 @@ def keep(params: Mapping[str, Any], *, check_mode: bool) -> dict[str, Any]:
         UnusableError: what is given cannot be used, or what is there is in the way.
         OSError: the directory cannot be read or written.
     """
-    store = Store(Path(params["path"]), params["owner"], check_mode=check_mode)
+    store = Store(
+        Path(params["path"]), params["owner"], check_mode=check_mode, keeper=params["keeper"]
+    )
     now = datetime.now(UTC)
     store.prepare()
-    due_authority: list[str] = []
-    if params["authority"]:
-        due_authority = authority_reasons(store, params["names"], now, params["renew_days"])
     before: dict[str, Any] = {}
     due: list[str] = []
     try:
@@ -217,6 +228,10 @@ def keep(params: Mapping[str, Any], *, check_mode: bool) -> dict[str, Any]:
         due = reasons(store, pair, params, now)
     except UnusableError as error:
         due = [f"certificate: {error}"]
+    due_authority: list[str] = []
+    # While a keeper has one served, it signs nothing.
+    if params["authority"] and (due or not params["keeper"]):
+        due_authority = authority_reasons(store, params["names"], now, params["renew_days"])
     due = due_authority + due
 
     after = before

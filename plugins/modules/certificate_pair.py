@@ -17,7 +17,7 @@ description:
     and says that a certificate is due.
 options:
   path:
-    description: Directory, mode 0700, that holds C(live), C(ca) and nothing else of value.
+    description: Directory, mode 0700, that holds C(live), C(ca) and what a keeper remembers.
     type: path
     required: true
   names:
@@ -37,6 +37,12 @@ options:
     description:
       - Whether the certificate must come from the local certificate authority in C(ca/ca.pem) and
         C(ca/ca.key), which is judged too, and be for O(names) and no others.
+    type: bool
+    default: false
+  keeper:
+    description:
+      - Whether O(owner) replaces the pair by itself, in C(live), which it owns then. What is there is
+        its own to judge, so that a certificate is due only when there is none that could be served.
     type: bool
     default: false
   renew:
@@ -106,6 +112,7 @@ def main() -> None:
             "owner": {"type": "int", "default": 0},
             "renew_days": {"type": "int", "default": 30},
             "authority": {"type": "bool", "default": False},
+            "keeper": {"type": "bool", "default": False},
             "renew": {"type": "bool", "default": False},
             "certificate": {"type": "str"},
             "private_key": {"type": "str", "no_log": True},

@@ -899,6 +899,7 @@ def main() -> None:
                     "owner": {"type": "int", "required": True},
                     "renew_days": {"type": "int", "required": True},
                     "authority": {"type": "bool", "required": True},
+                    "keeper": {"type": "bool", "default": False},
                     "renew": {"type": "bool", "required": True},
                 },
             },

@@ -23,8 +23,17 @@ INVENTORIES = sorted(path.name for path in (ROOT / "inventories").iterdir() if p
 # All of them, so that every service is looked at.
 PROFILES = ["dev", "monitoring", "logging"]
 RENDERED = ["production", "dev"]
-# Where messages go, in an inventory that leaves it open: with nowhere to go they have no room.
-EMAIL = {"production": {"birthdays_email_url": "https://email.example.com/messages"}}
+# What an inventory leaves open, and without which a room is not there: where messages go, and who gives certificates.
+AUTHORITY = {
+    "tls_mode": "acme",
+    "acme_challenge": "dns-01",
+    "acme_dns_provider": "cloudflare",
+    "acme_dns_secrets": ["CF_DNS_API_TOKEN"],
+}
+OPEN = {
+    "production": {"birthdays_email_url": "https://email.example.com/messages", **AUTHORITY},
+    "dev": AUTHORITY,
+}
 # Rendered once more with settings that are not the defaults, as name: inventory and variables.
 CHANGED: dict[str, tuple[str, dict[str, Any]]] = {
     "changed": (
@@ -36,6 +45,7 @@ CHANGED: dict[str, tuple[str, dict[str, Any]]] = {
             "stack_monitoring_subnet": "172.30.3.0/24",
             "nginx_cpus": 2.5,
             "postgres_max_connections": 500,
+            "tls_mode": "selfsigned",
             "tls_ocsp_responder": "http://ocsp.example.com",
             "nginx_https_port": 8443,
             "grafana_anonymous": True,
@@ -116,7 +126,7 @@ def run_render(name: str) -> subprocess.CompletedProcess[str]:
             json.dumps(
                 {
                     "stack_profiles": PROFILES,
-                    **EMAIL.get(inventory, {}),
+                    **OPEN.get(inventory, {}),
                     **variables,
                     "contract_dir": f"{SCRATCH.name}/{name}",
                 }

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 PUBLISHERS = {"nginx", "devports", "rabbitmq-management"}
 # What has to reach nginx as a client does, or somebody outside.
 ON_THE_FRONTEND = {
-    *PUBLISHERS, "nginx-exporter", "blackbox-exporter", "alertmanager", "grafana", "worker",
+    *PUBLISHERS, "nginx-exporter", "blackbox-exporter", "alertmanager", "grafana", "worker", "acme",
 }  # fmt: skip
 # Where each keeps its data.
 DATA = {

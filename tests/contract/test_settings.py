@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,22 @@ def test_stapling_follows_the_certificate(rendered: Rendered, changed: Rendered)
     assert "ssl_stapling" not in rendered.file("nginx", "config/nginx.conf")
     for line in ("ssl_stapling on;", "ssl_stapling_verify on;", "ssl_trusted_certificate "):
         assert line in changed.file("nginx", "config/nginx.conf")
+
+
+def test_a_certificate_that_is_renewed_is_read_at_each_handshake(
+    rendered: Rendered, changed: Rendered
+) -> None:
+    """BM-11, FS-8: without a reload; what proves whose the zone is, is a file."""
+    read = "ssl_certificate /etc/tls/$tls_pair/fullchain.pem;"
+    assert read in rendered.file("nginx", "config/nginx.conf")
+    assert "ssl_certificate /etc/tls/fullchain.pem;" in changed.file("nginx", "config/nginx.conf")
+    assert "acme" not in changed.services
+    keeper = rendered.services["acme"]
+    assert "environment" not in keeper
+    assert keeper["secrets"] == ["acme_cf_dns_api_token"]
+    request = json.loads(rendered.file("acme", "config/request.json"))
+    assert request["secrets"] == {"CF_DNS_API_TOKEN": "acme_cf_dns_api_token"}
+    assert "/run/acme:/run/acme:ro" in " ".join(rendered.services["nginx"]["volumes"])
 
 
 def test_nginx_has_as_many_workers_as_cores_of_its_own(
