@@ -186,7 +186,7 @@ lock: controller ## resolve the Python requirements anew
 
 # Each of these can be run alone, too: `make test-plugins`.
 # The longest first; `app` comes after `rules`, which builds the image of Prometheus that both need.
-TESTS := e2e releases roles backups images rules molecule app plugins lint controller contract
+TESTS := e2e releases roles acme backups images rules molecule app plugins lint controller contract
 pytest = python -m pytest
 # The end-to-end tests are two suites of about the same length, each with a stack of its own.
 E2E := $(wildcard tests/e2e/test_[12]_*.py)
@@ -236,6 +236,10 @@ test-releases: development
 .PHONY: test-backups
 test-backups: development
 	@$(pytest) tests/backups
+
+.PHONY: test-acme
+test-acme: development
+	@$(pytest) tests/acme
 
 .PHONY: test-molecule
 test-molecule: development

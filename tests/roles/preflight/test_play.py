@@ -352,6 +352,48 @@ RULES = [
             "In postgres_data_dir lies /srv/database/backups, /srv/database: what takes",
         ],
     ),
+    (
+        {
+            "stack_services": ["nginx"],
+            "tls_mode": "acme",
+            "acme_directory": "http://acme.example.com/directory",
+            "acme_dns_provider": "cloudflare",
+            "acme_dns_settings": {"CF_API_KEY": "open"},
+            "acme_ca_file": "/nowhere.pem",
+            "stack_server_names": ["example.com", "*.example.com"],
+        },
+        [
+            "of acme, which asks for the certificate, and nginx, which serves it, stack_services",
+            "acme_email is ''",
+            "acme_directory is 'http://acme.example.com/directory', which is no https address",
+            "*.example.com is a wildcard, which acme_challenge http-01 cannot prove",
+            "acme_challenge is http-01 and acme_dns_provider 'cloudflare'",
+            "acme_dns_settings has CF_API_KEY, and is no place for secrets",
+            "acme_ca_file is '/nowhere.pem', which is no PEM file",
+        ],
+    ),
+    (
+        {
+            "tls_mode": "acme",
+            "acme_email": "operator@example.com",
+            "stack_server_names": ["example.com", "localhost", "10.0.0.1", "db.internal"],
+        },
+        [
+            "gives no certificate for localhost, 10.0.0.1, db.internal",
+            "Let's Encrypt asks port 80 of each name, and nginx is published on port",
+        ],
+    ),
+    (
+        {
+            "tls_mode": "acme",
+            "acme_email": "operator@example.com",
+            "acme_challenge": "dns-01",
+            "acme_dns_provider": "cloudflare",
+            "acme_dns_secrets": ["CF_DNS_API_TOKEN"],
+            "stack_server_names": ["example.com"],
+        },
+        ["acme_dns_secrets asks for acme_cf_dns_api_token; secrets_values lacks it"],
+    ),
 ]
 
 
@@ -360,7 +402,7 @@ RULES = [
     RULES,
     ids=[
         *("many", "others", "settings", "monitoring", "logging", "alloy", "usage", "firewall"),
-        *("late usage", "no database", "birthdays", "backup"),
+        *("late usage", "no database", "birthdays", "backup", "acme", "names and ports", "no token"),
     ],
 )
 def test_rules(good: dict[str, Any], variables: dict[str, Any], causes: list[str]) -> None:
@@ -411,8 +453,26 @@ def test_a_certificate_that_does_not_fit_is_refused_before_anything_changes(
         },
         # Pulled from nowhere, so what its tag says is of no account.
         {"stack_image_source": "distro", "postgres_image": "example.com/timescaledb:2-pg16"},
+        # Let's Encrypt by a record in the zone, from a host that publishes nothing.
+        {
+            "tls_mode": "acme",
+            "acme_email": "operator@example.com",
+            "acme_challenge": "dns-01",
+            "acme_dns_provider": "cloudflare",
+            "acme_dns_settings": {"CLOUDFLARE_POLLING_INTERVAL": "5"},
+            "acme_dns_secrets": ["CF_DNS_API_TOKEN"],
+            "secrets_values": {"acme_cf_dns_api_token": "not-a-secret"},
+            "stack_server_names": ["example.com", "*.example.com"],
+        },
+        # An authority of one's own, which asks another port.
+        {
+            "tls_mode": "acme",
+            "acme_email": "operator@example.com",
+            "acme_directory": "https://ca.internal/acme/directory",
+            "stack_server_names": ["db.internal"],
+        },
     ],
-    ids=["bounds", "unused image"],
+    ids=["bounds", "unused image", "a wildcard", "an authority of one's own"],
 )
 def test_what_the_rules_let_pass(good: dict[str, Any], variables: dict[str, Any]) -> None:
     """The other side of each bound."""
@@ -421,7 +481,7 @@ def test_what_the_rules_let_pass(good: dict[str, Any], variables: dict[str, Any]
 
 def test_every_rule_has_a_case() -> None:
     table = yaml.safe_load((ROOT / "roles" / "preflight" / "vars" / "main.yml").read_text())
-    assert len(table["_preflight_rules"]) == 36
+    assert len(table["_preflight_rules"]) == 44
 
 
 def test_python_on_the_host_is_what_the_modules_are_checked_for() -> None:
