@@ -37,9 +37,7 @@ _NAMES = ("fullchain.pem", "privkey.pem", "ca.pem")
 class Store:
     """The directory with the pair that is live and the local authority."""
 
-    def __init__(
-        self, path: Path, owner: int, *, check_mode: bool, keeper: bool = False
-    ) -> None:
+    def __init__(self, path: Path, owner: int, *, check_mode: bool, keeper: bool = False) -> None:
         self.path = path
         self.live = path / "live"
         self.authority = path / "ca"

@@ -41,8 +41,8 @@ options:
     default: false
   keeper:
     description:
-      - Whether O(owner) replaces the pair by itself, in C(live), which it owns then. What is there is
-        its own to judge, so that a certificate is due only when there is none that could be served.
+      - Whether O(owner) replaces the pair by itself, in C(live), which it owns then. What is there
+        is its own to judge, so that a certificate is due only when none is there to be served.
     type: bool
     default: false
   renew:

@@ -226,6 +226,7 @@ def test_preflight_saves_the_judgement(stack: Path) -> None:
             "owner": OWNER,
             "renew_days": 30,
             "authority": True,
+            "keeper": False,
             "renew": False,
         }
         found = preflight.Preflight({"certificate": {**asked, **changes}})
@@ -255,6 +256,33 @@ def test_preflight_saves_the_judgement(stack: Path) -> None:
     assert run(stack, preflight_facts=open_key).succeeded().changed == 1
     (live(stack) / "fullchain.pem").resolve().write_text("damaged")
     assert looked()["certificate"]["ready"] is False
+
+
+def test_with_an_authority_elsewhere_it_only_stands_in(stack: Path) -> None:
+    """BM-11: one of its own where there is none; what a keeper has put there is the keeper's."""
+    first = run(stack, tls_mode="acme").succeeded()
+    assert first.changed > 0
+    served(stack)
+    assert (live(stack).stat().st_uid, stack.joinpath("tls").stat().st_uid) == (OWNER, 0)
+    again = run(stack, tls_mode="acme").succeeded()
+    assert (again.changed, again.executions) == (0, 1)
+
+    # From elsewhere, for another name, and about to end.
+    store = certificate_store.Store(stack / "tls", OWNER, check_mode=False, keeper=True)
+    other = issue("other.test", days=0.5)
+    store.install({"fullchain.pem": other.pem, "privkey.pem": other.key_pem()})
+    left = run(stack, tls_mode="acme", tls_renew=True).succeeded()
+    assert (left.changed, left.executions) == (0, 1)
+    assert served(stack) == other.certificate
+
+    back = run(stack, tls_mode="selfsigned").succeeded()
+    assert reloads(back)
+    assert served(stack) != other.certificate
+    assert live(stack).stat().st_uid == 0
+    assert run(stack, tls_mode="acme").succeeded().changed == 1, "the directory is the keeper's"
+    (live(stack) / "fullchain.pem").resolve().unlink()
+    assert run(stack, tls_mode="acme").succeeded().changed > 0
+    served(stack)
 
 
 def test_damage_is_repaired(stack: Path) -> None:
@@ -378,7 +406,11 @@ def test_what_clients_would_refuse_is_refused_first(stack: Path, tmp_path: Path)
         ("url", {"names": ["https://www.example.org"]}, "stack_server_names must list host names"),
         ("none", {"names": []}, "stack_server_names must list host names"),
         ("long", {"tls_valid_days": 398}, "tls_valid_days must be 1 to 397"),
-        ("acme", {"tls_mode": "acme"}, "value of tls_mode must be one of: selfsigned, provided"),
+        (
+            "mode",
+            {"tls_mode": "letsencrypt"},
+            "tls_mode must be one of: selfsigned, provided, acme",
+        ),
         ("addresses", {"names": ["10.0.0.1", "fd00::1", "*.x.test"]}, "passed"),
     ):
         cases[case] = {"tls_mode": "selfsigned", **settings}
