@@ -1,5 +1,5 @@
 #!/bin/sh
-# Takes TSIG_SECRET, and /certificate with cert.pem and key.pem, by which pebble is known.
+# Takes TSIG_SECRET, LIFE (seconds), and /certificate with cert.pem and key.pem, by which pebble is known.
 set -eu
 cat > /tmp/knot.conf <<EOF
 server:
@@ -29,7 +29,7 @@ ns A 127.0.0.1
 EOF
 mkdir -p /tmp/knot
 knotd -c /tmp/knot.conf &
-for instance in short:14000:15000:30 long:14001:15001:7776000; do
+for instance in short:14000:15000:$LIFE long:14001:15001:7776000; do
     IFS=: read -r name port management seconds <<EOF
 $instance
 EOF

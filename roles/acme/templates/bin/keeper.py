@@ -45,8 +45,8 @@ WEBROOT = Path("/run/acme")
 CONFIG = Path("/etc/compose-stack/current/config")
 SECRETS = Path("/run/secrets")
 PORT = 9121
-EVERY = 60.0
-"""Seconds between two looks at what is due; less when a certificate lives for less than an hour."""
+EVERY = 10.0
+"""Seconds between two looks at what is due; less when a certificate lives for some minutes."""
 PAUSES = (60, 300, 900, 3600)
 """Seconds after the first, second, ... failure in which nothing is asked. Let's Encrypt takes five
 failures of a name in an hour, and one more every twelve minutes."""
