@@ -259,8 +259,9 @@ def start_the_authority(scratch: Path) -> None:
         *(f"--tag={image}", str(ROOT / "tests" / "acme" / "authority")),
         seconds=300,
     )
+    ENGINE.run("docker", "network", "create", AUTHORITY)
     ENGINE.run(
-        *("docker", "run", "--detach", "--rm", f"--name={AUTHORITY}"),
+        *("docker", "run", "--detach", "--rm", f"--name={AUTHORITY}", f"--network={AUTHORITY}"),
         *("--publish=127.0.0.1::15000", "--publish=127.0.0.1::15001"),
         *(f"--volume={scratch / 'certificate'}:/certificate:ro", f"--env=TSIG_SECRET={SECRET}"),
         f"--env=LIFE={LIFE}",
@@ -287,6 +288,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 def clean(world: World) -> None:
     ENGINE.run("docker", "rm", "--force", "--volumes", AUTHORITY, check=False)
+    ENGINE.run("docker", "network", "rm", AUTHORITY, check=False)
     world.run("clean.yml", clean_confirm=PROJECT).succeeded()
 
 
