@@ -34,6 +34,7 @@ DNS = {
         "RFC2136_NAMESERVER": "ns.acme.test:53",
         "RFC2136_TSIG_ALGORITHM": "hmac-sha256.",
         "RFC2136_POLLING_INTERVAL": "1",
+        "RFC2136_SEQUENCE_INTERVAL": "1",
     },
     "acme_dns_secrets": ["RFC2136_TSIG_KEY", "RFC2136_TSIG_SECRET"],
     "acme_dns_resolvers": ["ns.acme.test:53"],
