@@ -34,6 +34,17 @@ SMALL = BENCH.data / "small"
 DATA = BENCH.backups.parent / "postgres"
 SETTINGS = {**BENCH.variables, "stack_services": SERVICES, "postgres_data_dir": str(DATA)}
 
+# What can be wrong, and the cause that a drill must give for it.
+DAMAGE = {
+    "a flipped bit": "(a page|a table or an index) is damaged",
+    "an empty file": "(a page|a table or an index) is damaged",
+    "missing WAL": r"The archive lacks [0-9A-F]{24}",
+    "a full disk": r"[0-9]+ MiB are needed and [0-9]+ MiB are free",
+    "a truncated dump": r"Dump [0-9TZ]+ is damaged and was removed: app\.dump\.",
+    # The drill before has removed the only dump, so that another is due.
+    "a dump that cannot be restored": r"cannot be dumped and restored: .*check constraint",
+}
+
 
 @dataclass
 class World:
@@ -101,6 +112,22 @@ class World:
             finally:
                 self.run("site.yml").succeeded()
                 unmount()
+            return
+        if how == "a dump that cannot be restored":
+            self.psql("CREATE TABLE here (id int CHECK (current_database() = 'app'))")
+            self.psql("INSERT INTO here VALUES (1)")
+            # Of a moment before, the table would not be in it.
+            markers = ("-d", "postgres", "-c", "DELETE FROM drill.markers")
+            self.stack.execute("postgres", *PSQL[:-1], *markers)
+            try:
+                yield
+            finally:
+                self.psql("DROP TABLE here")
+            return
+        if how == "a truncated dump":
+            (path,) = (BENCH.backups / "dumps").glob("*/app.dump")
+            os.truncate(path, path.stat().st_size // 2)
+            yield
             return
         if how == "missing WAL":
             timeline = self.psql("SELECT pg_walfile_name(pg_current_wal_lsn())")[:8]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 import requests
 
-from tests.backups.conftest import BENCH, ENGINE, INVENTORY, SETTINGS, said
+from tests.backups.conftest import BENCH, DAMAGE, ENGINE, INVENTORY, SETTINGS, said
 from tests.harness import playbook, wait_for
 
 if TYPE_CHECKING:
@@ -187,12 +187,28 @@ def test_a_drill(world: World) -> None:
     assert time.time() - metrics["backup_drill_last_success_timestamp_seconds"] < 60
 
 
-@pytest.mark.parametrize("damage", ["a flipped bit", "an empty file", "missing WAL", "a full disk"])
+def test_a_logical_dump(world: World) -> None:
+    """FS-7, BM-8: the first drill has left one, for PostgreSQL's own tools."""
+    (dump,) = world.keeper("list")["dumps"]
+    assert dump["files"] == ["app.dump", "postgres.dump", "roles.sql"]
+    assert dump["rows"] > 0
+    assert f"dump {dump['name']}" in said(world.run("backups.yml").succeeded())
+    path = BENCH.backups / "dumps" / dump["name"]
+    ENGINE.run("sh", "-c", f"cd {path} && sha256sum --check --quiet SHA256SUMS")
+    assert "CREATE ROLE app_owner" in (path / "roles.sql").read_text()
+    items = world.stack.engine.run(
+        "sh", "-c", 'docker exec -i "$0" pg_restore --data-only --table=items < "$1"',
+        world.stack.one("postgres")["Id"], str(path / "app.dump"),
+    )  # fmt: skip
+    assert "COPY public.items" in items
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_what_turns_a_drill_red(world: World, damage: str) -> None:
-    """FS-7: damage to the archive is found by the next drill."""
+    """FS-7: damage is found by the next drill, which says what it is."""
     with world.damaged(damage):
         answer = world.keeper("drill")
-    assert "refused" in answer
+    assert re.search(DAMAGE[damage], answer.get("refused", "")), answer
     assert world.metrics()["backup_drill_failing"] == 1
 
 

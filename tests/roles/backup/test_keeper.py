@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import hashlib
 import importlib.util
 import json
 import shutil
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SOURCE = ROOT / "roles" / "backup" / "templates" / "bin" / "keeper.py"
+sys.path.insert(0, str(ROOT / "files" / "templates"))  # what it shares with the other keeper
 _spec = importlib.util.spec_from_file_location("keeper", SOURCE)
 assert _spec is not None
 assert _spec.loader is not None
@@ -208,7 +210,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
         path.mkdir(parents=True)
     monkeypatch.setattr(keeper, "DATA", data)
     monkeypatch.setattr(keeper, "HOME", base)
-    monkeypatch.setattr(keeper, "STATE", keeper.State(base / "keeper.json"))
+    monkeypatch.setattr(keeper, "STATE", keeper.State(base / "keeper.json", **keeper.REMEMBERED))
     ran: list[tuple[str, ...]] = []
 
     def run(*command: str, **_: Any) -> str:
@@ -392,7 +394,7 @@ class Night(NamedTuple):
 @pytest.fixture
 def night(home: Home, monkeypatch: pytest.MonkeyPatch) -> Night:
     """A drill whose restore and server answer at once."""
-    says: dict[str, Any] = {"tables": 3, "megabytes": 30, "last": "", "marker": "b"}
+    says: dict[str, Any] = {"tables": 3, "megabytes": 30, "last": "", "marker": "b", "dump": {}}
     found = [keeper.Marker("a", NOON - DAY), keeper.Marker("b", NOON)]
     good = backup(NOON - DAY + MINUTE)
     monkeypatch.setattr(keeper, "markers", lambda: found)
@@ -445,6 +447,56 @@ def test_a_drill_that_fails(night: Night, says: dict[str, str] | None, cause: st
     assert cause in keeper.STATE.read()["drill"]["why"]
 
 
+def laid(home: Home, *, cut: bool = False) -> None:
+    """What the database's server leaves of a dump."""
+    made = home.data / "dump"
+    made.mkdir()
+    (made / "app.dump").write_text("PGDMP")
+    (made / "SHA256SUMS").write_text(f"{hashlib.sha256(b'PGDMP').hexdigest()}  app.dump\n")
+    if cut:
+        (made / "app.dump").write_text("PG")
+
+
+def test_dumps_are_kept_for_weeks(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """BM-8: one a week, of what a drill has restored; as many are kept as weeks."""
+    at = NOON.replace(hour=4)
+    for number in range(6):
+        monkeypatch.setattr(keeper, "now", lambda n=number: at + n * 7 * DAY)
+        assert keeper.dump_due(POLICY)
+        laid(home)
+        keeper.keep_dump({"tables": 1, "rows": 2, "of": "then"}, POLICY)
+        assert not keeper.dump_due(POLICY)
+    assert [path.name for path in keeper.dumps()] == [
+        f"{at + n * 7 * DAY:%Y%m%dT%H%M%SZ}" for n in (2, 3, 4, 5)
+    ]
+    assert list(home.data.iterdir()) == []
+    shown = keeper.listing(POLICY)["dumps"][-1]
+    assert (shown["of"], shown["rows"], shown["files"]) == ("then", 2, ["app.dump"])
+    assert not keeper.dump_due(replace(POLICY, weeks=0))
+    keeper.reread_dumps()
+
+
+def test_a_dump_that_is_cut(home: Home) -> None:
+    """Bad input: on its way to the backups, or later; it is removed, and the next is due."""
+    laid(home, cut=True)
+    with pytest.raises(keeper.Refused, match=r"did not get to the backups whole: app\.dump"):
+        keeper.keep_dump({}, POLICY)
+    assert keeper.dumps() == []
+    laid(home)
+    keeper.keep_dump({}, POLICY)
+    (kept,) = keeper.dumps()
+    (kept / "app.dump").write_text("PG")
+    with pytest.raises(keeper.Refused, match=r"is damaged and was removed: app\.dump"):
+        keeper.reread_dumps()
+    assert keeper.dumps() == []
+    assert keeper.dump_due(POLICY)
+
+
+def test_what_failed_is_tried_again_soon() -> None:
+    """BM-8: a busy host refuses the first backup, and not the one half a minute later."""
+    assert [keeper.pause(failures) for failures in (1, 2, 3, 9)] == [30, 120, 600, 600]
+
+
 def test_a_drill_without_its_server(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bad input: `drill` is stopped, or was restarted while it was at it."""
     monkeypatch.setattr(keeper, "lay_out", lambda *_: None)
@@ -471,6 +523,7 @@ def test_after_a_drill_that_failed_a_backup_is_full(
 
     monkeypatch.setattr(keeper, "now", lambda: NOON - DAY + 2 * MINUTE)
     monkeypatch.setattr(keeper, "take", take)
+    monkeypatch.setattr(keeper, "flush", lambda: None)
     keeper.STATE.update(verified=["20260330T120000"])
     keeper.tend(POLICY)
     assert taken == []

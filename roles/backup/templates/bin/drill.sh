@@ -6,7 +6,7 @@ rm -f request taken
 trap 'exit 0' TERM
 while sleep 2 & wait $!; do
     mv request taken 2> /dev/null || continue
-    sh /etc/compose-stack-backup/current/bin/try.sh > result.new || true
+    sh /etc/compose-stack-backup/current/bin/try.sh "$(cat taken)" > result.new || true
     mv result.new result
     rm -f taken
 done

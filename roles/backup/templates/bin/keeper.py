@@ -20,7 +20,7 @@ import argparse
 import contextlib
 import datetime as dt
 import fcntl
-import http.server
+import hashlib
 import itertools
 import json
 import os
@@ -30,10 +30,24 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from keeping import (
+    EVERY,
+    Refused,
+    State,
+    answered,
+    ask_health,
+    gauges,
+    now,
+    pause,
+    run,
+    say,
+    serve_metrics,
+    shown,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -45,10 +59,6 @@ BARMAN = ("barman", "--config", "/etc/compose-stack/current/config/barman.conf")
 PORT = 9120
 LIVE, RESTORED, ASIDE = "pgdata", "pgdata.restored", "pgdata.before-"
 WEEK = dt.timedelta(days=7)
-EVERY = 60
-"""Seconds between two looks at what is due."""
-PAUSE = 600
-"""Seconds after a failed backup or drill in which none is tried."""
 SEGMENT = 16 << 20
 """Bytes of one file of WAL, which the archive has compressed."""
 PATIENCE = 60
@@ -57,10 +67,6 @@ LONGEST = 6 * 3600
 """Seconds that trying what was restored may take."""
 MARK = 900
 """Seconds between two markers, between which a drill can tell."""
-
-
-class Refused(Exception):  # noqa: N818  it is an answer
-    """What was asked cannot be done; the text is for the operator."""
 
 
 @dataclass(frozen=True)
@@ -118,36 +124,9 @@ class Span:
 # -- what is there ------------------------------------------------------------------------------
 
 
-class State:
-    """What the keeper remembers beside Barman's own records."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def read(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"verified": [], "restores": [], "failing": None, "drill": {}}
-        with contextlib.suppress(FileNotFoundError):
-            found.update(json.loads(self.path.read_text()))
-        return found
-
-    def update(self, **values: Any) -> None:
-        # The server's threads, and what is typed meanwhile.
-        with self.path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            text = json.dumps({**self.read(), **values}, indent=1)
-            fresh = self.path.with_suffix(".new")
-            with fresh.open("w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            fresh.rename(self.path)
-
-
-STATE = State(HOME / "keeper.json")
-
-
-def now() -> dt.datetime:
-    return dt.datetime.now(dt.UTC)
+REMEMBERED: dict[str, Any] = {"verified": [], "restores": [], "failing": None, "drill": {}}
+STATE = State(HOME / "keeper.json", **REMEMBERED)
+"""What the keeper remembers beside Barman's own records."""
 
 
 def parsed(text: str) -> Backup | None:
@@ -221,6 +200,11 @@ def oclock(at: dt.datetime, hour: int) -> dt.datetime:
     return today if today <= at else today - dt.timedelta(days=1)
 
 
+def week_over(at: dt.datetime, hour: int, last: dt.datetime | None) -> bool:
+    """Whether what is made once a week is due, from the hour on."""
+    return last is None or oclock(at, hour) - oclock(last, hour) >= WEEK
+
+
 def drill_due(
     found: Sequence[Backup], at: dt.datetime, hour: int, proved: dt.datetime | None
 ) -> bool:
@@ -241,7 +225,7 @@ def due(
     """Which backup is due: "full", "incremental" or none; `since` is the last restore."""
     mine = present(found, since)
     fulls = [item for item in mine if item.full]
-    if not fulls or oclock(at, hour) - oclock(fulls[-1].began, hour) >= WEEK:
+    if week_over(at, hour, fulls[-1].began if fulls else None):
         return "full"
     return "incremental" if mine[-1].began < oclock(at, hour) else None
 
@@ -275,25 +259,6 @@ def archived(found: Sequence[Backup], at: dt.datetime, window: dt.timedelta) -> 
 
 
 # -- Barman and PostgreSQL ----------------------------------------------------------------------
-
-
-def run(*command: str, seconds: float | None = None, **environment: str) -> str:
-    """Output of a command.
-
-    Raises:
-        Refused: it failed, with the last lines that it said.
-    """
-    try:
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds,
-            check=False, env={**os.environ, **environment},
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise Refused(f"{command[0]} took more than {seconds} s") from None
-    if done.returncode:
-        said = " ".join(done.stdout.strip().splitlines()[-3:])
-        raise Refused(f"{command[0]} ended with {done.returncode}: {said}")
-    return done.stdout
 
 
 def barman(verb: str, *arguments: str) -> str:
@@ -381,7 +346,13 @@ def tend(policy: Policy, *, asked: bool = False) -> Backup | None:
         if kind is None and asked:
             # Nothing is built on what could not be restored.
             kind = "full" if "failed" in STATE.read()["drill"] else "incremental"
-        return take(kind, hurry=asked or not present(found, restored)) if kind else None
+        if kind is None:
+            return None
+        first = not present(found, restored)
+        if first:
+            # Barman refuses to back up what it has received no whole file of WAL of.
+            flush()
+        return take(kind, hurry=asked or first)
 
 
 def keep(policy: Policy) -> None:
@@ -455,12 +426,77 @@ def markers() -> list[Marker]:
     return [Marker(name, dt.datetime.fromtimestamp(float(at), dt.UTC)) for name, at in found if at]
 
 
+def dumps() -> list[Path]:
+    """The logical dumps that are kept, the oldest first."""
+    return sorted((HOME / "dumps").glob("[0-9]*"))
+
+
+def differing(dump: Path) -> list[str]:
+    """Files of a dump that are not what was written."""
+    try:
+        sums = [line.split(maxsplit=1) for line in (dump / "SHA256SUMS").read_text().splitlines()]
+    except FileNotFoundError:
+        sums = []
+    wrong = [] if sums else ["SHA256SUMS"]
+    for digest, name in sums:
+        try:
+            with (dump / name).open("rb") as file:
+                same = hashlib.file_digest(file, "sha256").hexdigest() == digest
+        except FileNotFoundError:
+            same = False
+        wrong += [] if same else [name]
+    return wrong
+
+
+def reread_dumps() -> None:
+    """Hold each dump against its checksums; one that differs is removed.
+
+    Raises:
+        Refused: one was.
+    """
+    for dump in dumps():
+        if wrong := differing(dump):
+            discard(dump)
+            raise Refused(f"Dump {dump.name} is damaged and was removed: {', '.join(wrong)}.")
+
+
+def dump_due(policy: Policy) -> bool:
+    found = dumps()
+    last = dt.datetime.strptime(found[-1].name, "%Y%m%dT%H%M%S%z") if found else None
+    return policy.weeks > 0 and week_over(now(), policy.drill_hour, last)
+
+
+def keep_dump(facts: dict[str, Any], policy: Policy) -> None:
+    """Put a dump to the others, and remove those that are too old.
+
+    Raises:
+        Refused: it did not get there whole.
+    """
+    made, fresh = DATA / "dump", HOME / "dumps" / ".new"
+    discard(fresh)
+    try:
+        shutil.copytree(made, fresh)
+        if wrong := differing(fresh):
+            raise Refused(f"The dump did not get to the backups whole: {', '.join(wrong)}.")
+        (fresh / "dump.json").write_text(json.dumps(facts))
+        os.sync()
+        fresh.rename(fresh.with_name(f"{now():%Y%m%dT%H%M%SZ}"))
+    finally:
+        discard(made, fresh)
+    found = dumps()
+    discard(*found[: max(0, len(found) - policy.weeks)])
+
+
 def drill(policy: Policy) -> dict[str, Any]:
     """Restore to a random marker, apart from everything, and hold the result against it.
+
+    Once a week what was restored is dumped: the running database has no work with that, and nobody
+    who may read its tables.
 
     Raises:
         Refused: it could not be restored, or is not what it should be.
     """
+    reread_dumps()
     for _ in range(2):
         mark()
         time.sleep(1)
@@ -481,7 +517,9 @@ def drill(policy: Policy) -> dict[str, Any]:
     result.unlink(missing_ok=True)
     lay_out(backup.id, marker.until.isoformat())
     try:
-        request.touch()
+        fresh = request.with_suffix(".new")
+        fresh.write_text("dump" if dump_due(policy) else "")
+        fresh.rename(request)
         asked = time.monotonic()
         while not result.exists():
             if not request.exists() and not taken.exists() and not result.exists():
@@ -498,9 +536,12 @@ def drill(policy: Policy) -> dict[str, Any]:
         request.unlink(missing_ok=True)
         discard(DATA / RESTORED)
     if "refused" in found:
+        discard(DATA / "dump")
         raise Refused(str(found["refused"]))
     if found["marker"] != marker.id:
         raise Refused(f"What was restored ends with marker {found['marker']}, not {marker.id}.")
+    if found["dump"]:
+        keep_dump({**found["dump"], "of": shown(marker.until)}, policy)
     return {**found, "backup": backup.id, "until": shown(marker.until)}
 
 
@@ -531,9 +572,9 @@ class Driller(threading.Thread):
         self.policy = policy
 
     def run(self) -> None:
-        marked = 0.0
+        marked, failures = 0.0, 0
         while True:
-            pause = EVERY
+            wait = EVERY
             try:
                 if time.monotonic() - marked > MARK:
                     mark()
@@ -544,10 +585,12 @@ class Driller(threading.Thread):
                 if drill_due(backups(), now(), self.policy.drill_hour, last):
                     found = proved(self.policy)
                     say(f"restore of {found['until']} proved in {found['seconds']} s")
+                failures = 0
             except (Refused, OSError) as error:
                 say(str(error))
-                pause = PAUSE
-            time.sleep(pause)
+                failures += 1
+                wait = pause(failures)
+            time.sleep(wait)
 
 
 def receiving() -> bool:
@@ -566,9 +609,8 @@ def serve(policy: Policy) -> None:
     Receiver().start()
     Driller(policy).start()
     status = Status()
-    server = http.server.ThreadingHTTPServer(("", PORT), status.handler())
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    next_try = 0.0
+    serve_metrics(PORT, status.text)
+    next_try, failures = 0.0, 0
     while True:
         status.receiving = receiving()
         if not status.receiving:
@@ -578,18 +620,16 @@ def serve(policy: Policy) -> None:
         if time.monotonic() >= next_try:
             try:
                 taken = noted(policy)
+                failures = 0
                 if taken:
                     say(f"backup {taken.id} taken and verified")
             except Refused as error:
                 say(str(error))
-                next_try = time.monotonic() + PAUSE
+                failures += 1
+                next_try = time.monotonic() + pause(failures)
         # With the descriptors of this process: a pipe would wait for what it leaves behind.
         subprocess.run([*BARMAN, "cron", "--keep-descriptors"], check=False)
-        time.sleep(EVERY)
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+        time.sleep(min(EVERY, max(1, next_try - time.monotonic())) if failures else EVERY)
 
 
 class Status:
@@ -606,45 +646,22 @@ class Status:
         used = sum(item.bytes for item in good)
         drill = STATE.read()["drill"]
         last = dt.datetime.fromisoformat(drill["proved"]).timestamp() if "proved" in drill else 0
-        lines = [
-            "# TYPE backup_drill_last_success_timestamp_seconds gauge",
-            f"backup_drill_last_success_timestamp_seconds {last:.0f}",
-            "# TYPE backup_drill_failing gauge",
-            f"backup_drill_failing {int('failed' in drill)}",
-            "# TYPE backup_drill_duration_seconds gauge",
-            f"backup_drill_duration_seconds {drill.get('seconds', 0)}",
-            "# TYPE backup_last_success_timestamp_seconds gauge",
-            f"backup_last_success_timestamp_seconds {newest:.0f}",
-            "# TYPE backup_oldest_timestamp_seconds gauge",
-            f"backup_oldest_timestamp_seconds {oldest:.0f}",
-            "# TYPE backup_failing gauge",
-            f"backup_failing {int(failing)}",
-            "# TYPE backup_receiving gauge",
-            f"backup_receiving {int(self.receiving)}",
-            "# TYPE backup_size_bytes gauge",
-            f"backup_size_bytes {used}",
-            "# TYPE backup_backups gauge",
-            f'backup_backups{{kind="full"}} {sum(item.full for item in good)}',
-            f'backup_backups{{kind="incremental"}} {sum(not item.full for item in good)}',
-        ]
-        return "\n".join(lines) + "\n"
-
-    def handler(self) -> type[http.server.BaseHTTPRequestHandler]:
-        text = self.text
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                body = text().encode() if self.path == "/metrics" else b"ok\n"
-                self.send_response(200)
-                self.send_header("Content-Type", "text/plain; version=0.0.4")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: Any) -> None:
-                """Say nothing of each."""
-
-        return Handler
+        return gauges(
+            {
+                "backup_drill_last_success_timestamp_seconds": int(last),
+                "backup_drill_failing": int("failed" in drill),
+                "backup_drill_duration_seconds": drill.get("seconds", 0),
+                "backup_last_success_timestamp_seconds": int(newest),
+                "backup_oldest_timestamp_seconds": int(oldest),
+                "backup_failing": int(failing),
+                "backup_receiving": int(self.receiving),
+                "backup_size_bytes": used,
+                "backup_backups": {
+                    'kind="full"': sum(item.full for item in good),
+                    'kind="incremental"': sum(not item.full for item in good),
+                },
+            }
+        )
 
 
 # -- restoring ----------------------------------------------------------------------------------
@@ -664,10 +681,6 @@ def moment(text: str) -> dt.datetime:
             "or latest"
         ) from None
     return found if found.tzinfo else found.replace(tzinfo=dt.UTC)
-
-
-def shown(at: dt.datetime) -> str:
-    return at.astimezone(dt.UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def between(span: Span) -> tuple[str, str]:
@@ -860,6 +873,15 @@ def drop() -> list[str]:
     return gone
 
 
+def listed(dump: Path) -> dict[str, Any]:
+    facts = {"name": dump.name, "of": "", "tables": 0, "rows": 0}
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        facts.update(json.loads((dump / "dump.json").read_text()))
+    files = sorted(path for path in dump.iterdir() if path.suffix in (".dump", ".sql"))
+    megabytes = sum(path.stat().st_size for path in files) >> 20
+    return {**facts, "files": [path.name for path in files], "megabytes": megabytes}
+
+
 def listing(policy: Policy) -> dict[str, Any]:
     """What can be restored, for people to read."""
     return {
@@ -868,15 +890,11 @@ def listing(policy: Policy) -> dict[str, Any]:
             {**told(item), "at": shown(item.end), "kept": kept(item.id), "good": item.good}
             for item in backups()
         ],
+        "dumps": [listed(path) for path in dumps()],
         "aside": aside(),
         "failing": STATE.read()["failing"],
         "drill": STATE.read()["drill"],
     }
-
-
-def healthy() -> None:
-    with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/", timeout=4) as answer:
-        answer.read()
 
 
 def main(words: Sequence[str]) -> Any:
@@ -901,7 +919,7 @@ def main(words: Sequence[str]) -> Any:
         "lay-out": lambda: lay_out(asked.backup, asked.until),
         "swap": lambda: {"aside": swap(asked.name)},
         "drop": lambda: {"dropped": drop()},
-        "healthy": healthy,
+        "healthy": lambda: ask_health(PORT),
     }
     return answers[asked.verb]()
 
@@ -911,10 +929,4 @@ def told(taken: Backup | None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
-        answer = main(sys.argv[1:])
-    except Refused as refusal:
-        print(json.dumps({"refused": str(refusal)}))
-        sys.exit(1)
-    if answer is not None:
-        print(json.dumps(answer))
+    answered(lambda: main(sys.argv[1:]))

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Starts what was laid out, without a network, lets it recover, reads every page and every index of it, and stops it.
-# Says in one line of JSON what it found, or what is wrong.
+# Says in one line of JSON what it found, or what is wrong. `try.sh dump` has it dumped, too.
 set -eu
 restored=/var/lib/postgresql/data/pgdata.restored
 socket=/tmp
@@ -40,6 +40,12 @@ tables=$(psql --dbname=app --command="SELECT count(*) FROM pg_class WHERE relkin
 # There is none in what was backed up before there were any.
 marker=$(psql --dbname=postgres --command='SELECT id FROM drill.markers ORDER BY at DESC LIMIT 1' 2> /dev/null) || marker=
 size=$(psql --dbname=app --command='SELECT sum(pg_database_size(oid))::bigint / 1048576 FROM pg_database')
+dump='{}'
+if [ "${1-}" = dump ]; then
+    dump=$(sh "${0%/*}/dump.sh" "$socket" /var/lib/postgresql/data/dump 2> /tmp/said) \
+        || refuse "it cannot be dumped and restored: $(tail -n 3 /tmp/said)"
+fi
 pg_ctl stop --silent --pgdata="$restored" --mode=fast --timeout=600 || refuse "it does not stop"
 found=$(pg_checksums --check --pgdata="$restored" 2>&1) || refuse "a page is damaged: $(printf '%s' "$found" | tail -n 3)"
-printf '{"last": "%s", "tables": %s, "megabytes": %s, "marker": "%s"}\n' "$last" "$tables" "$size" "$marker"
+printf '{"last": "%s", "tables": %s, "megabytes": %s, "marker": "%s", "dump": %s}\n' \
+    "$last" "$tables" "$size" "$marker" "$dump"
