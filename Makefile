@@ -107,6 +107,10 @@ unlock: controller ## clear the lock of a run that was killed
 backup: controller ## back up the database now; without being asked it is done every day
 	@$(playbook) playbooks/backup.yml
 
+.PHONY: offsite-key
+offsite-key: controller ## the key that opens the off-site copy, to be kept elsewhere
+	@$(playbook) playbooks/offsite_key.yml
+
 .PHONY: backups
 backups: controller ## the backups there are, and the moments that can be restored
 	@$(playbook) playbooks/backups.yml

@@ -84,8 +84,8 @@ def run(*command: str, seconds: float | None = None, **environment: str) -> str:
     """
     try:
         done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds,
-            check=False, env={**os.environ, **environment},
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, timeout=seconds, check=False, env={**os.environ, **environment},
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise Refused(f"{command[0]} took more than {seconds} s") from None

@@ -216,6 +216,11 @@ options:
         description: Mode, as an octal string.
         type: str
         required: true
+  marks:
+    description: Small files that earlier runs have left, by a name of their own; RV(facts.marks)
+      has the first line of each, or nothing.
+    type: dict
+    default: {}
   secrets:
     description:
       - The secrets that must exist; RV(facts.secrets) says whether M(secret_files) would have
@@ -366,6 +371,9 @@ class Preflight:
         self.find_directories()
         self.find_trees()
         self.find_secrets()
+        self.facts["marks"] = {
+            name: read(path).partition("\n")[0] for name, path in self.params["marks"].items()
+        }
 
     # The host itself
 
@@ -914,6 +922,7 @@ def main() -> None:
                     "mode": {"type": "str", "required": True},
                 },
             },
+            "marks": {"type": "dict", "default": {}},
             "secrets": {
                 "type": "dict",
                 "no_log": False,

@@ -23,8 +23,8 @@ INVENTORIES = sorted(path.name for path in (ROOT / "inventories").iterdir() if p
 # All of them, so that every service is looked at.
 PROFILES = ["dev", "monitoring", "logging"]
 RENDERED = ["production", "dev"]
-# What an inventory leaves open, and without which a room is not there: where messages go, and who
-# gives certificates.
+# What an inventory leaves open, and without which a room is not there: where messages and copies go,
+# and who gives certificates.
 AUTHORITY = {
     "tls_mode": "acme",
     "acme_challenge": "dns-01",
@@ -32,8 +32,13 @@ AUTHORITY = {
     "acme_dns_secrets": ["CF_DNS_API_TOKEN"],
 }
 OPEN = {
-    "production": {"birthdays_email_url": "https://email.example.com/messages", **AUTHORITY},
-    "dev": AUTHORITY,
+    "production": {
+        "birthdays_email_url": "https://email.example.com/messages",
+        "offsite_repository": "sftp:copies@nas.example.com:/srv/copies",
+        "offsite_known_hosts": "nas.example.com ssh-ed25519 AAAA",
+        **AUTHORITY,
+    },
+    "dev": {"offsite_repository": "/opt/compose-stack-copies/dev", **AUTHORITY},
 }
 # Rendered once more with settings that are not the defaults, as name: inventory and variables.
 CHANGED: dict[str, tuple[str, dict[str, Any]]] = {

@@ -13,6 +13,7 @@ PUBLISHERS = {"nginx", "devports", "rabbitmq-management"}
 # What has to reach nginx as a client does, or somebody outside.
 ON_THE_FRONTEND = {
     *PUBLISHERS, "nginx-exporter", "blackbox-exporter", "alertmanager", "grafana", "worker", "acme",
+    "offsite",
 }  # fmt: skip
 # Where each keeps its data.
 DATA = {
@@ -42,11 +43,14 @@ OF_PROFILE = {
 # What of the host is read, and written by nobody: its figures, and the containers' log files.
 OF_THE_HOST = {"node-exporter": {"/", "/proc", "/sys"}, "alloy": {"/var/lib/docker/containers"}}
 # The log files belong to root, and their directories are closed to everybody else.
-AS_ROOT = {"alloy"}
+# What is copied off-site belongs to several.
+AS_ROOT = {"alloy", "offsite"}
+MAY = {"offsite": ["DAC_READ_SEARCH"]}
+"""Capabilities, by service; the others have none."""
 
 
 def test_every_container_is_hardened(rendered: Rendered) -> None:
-    """FS-6: non-root but one, no new privileges, no capabilities, read-only root, limits."""
+    """FS-6: non-root but two, no new privileges, no capabilities, read-only root, limits."""
     for name, service in rendered.services.items():
         where = f"{rendered.inventory}/{name}"
         user, _, group = str(service["user"]).partition(":")
@@ -62,7 +66,8 @@ def test_every_container_is_hardened(rendered: Rendered) -> None:
             assert float(limits["cpus"]) > 0, where
             assert re.fullmatch(r"\d+M", limits["memory"]), where
         assert int(limits["pids"]) > 0, where
-        for key in ("privileged", "cap_add", "pid", "ipc", "userns_mode", "devices"):
+        assert service.get("cap_add") == MAY.get(name), where
+        for key in ("privileged", "pid", "ipc", "userns_mode", "devices"):
             assert key not in service, f"{where}: {key}"
         assert service.get("network_mode") in (None, "none"), where
 
@@ -170,6 +175,18 @@ def test_workers_have_a_way_out_only_where_it_leads_somewhere(rendered: Rendered
         {"frontend"} if rendered.inventory == "production" else set()
     )
     assert ("mailbox" in rendered.services) is (rendered.inventory == "dev")
+
+
+def test_the_copy_is_made_by_who_only_reads(rendered: Rendered) -> None:
+    """FS-7: a way out only where the repository is on another machine."""
+    service, away = rendered.services["offsite"], rendered.inventory == "production"
+    mounts = [volume.split(":", 1)[1] for volume in service["volumes"]]
+    assert sorted(target for target in mounts if target.startswith("/source")) == [
+        "/source/backup:ro", "/source/secrets:ro", "/source/state:ro", "/source/tls:ro",
+    ]  # fmt: skip
+    assert ("/repository" in mounts) is not away
+    assert set(service["networks"]) == {"monitoring"} | ({"frontend"} if away else set())
+    assert service["secrets"] == ["offsite_password", *(["offsite_ssh_key"] if away else [])]
 
 
 def test_a_token_is_for_the_workers_alone(rendered: Rendered, changed: Rendered) -> None:

@@ -76,6 +76,7 @@ EXCEPTIONS = {
     ),
     ("BackupOld", "critical"): "needs a day without a backup",
     ("DrillOld", "critical"): "needs a day and a half without a drill",
+    ("OffsiteOld", "critical"): "needs six hours without a copy",
     **dict.fromkeys(
         [
             ("GrafanaDown", "warning"),
@@ -430,6 +431,28 @@ def unmarked_drill(world: World) -> Iterator[None]:
     yield
     world.stack.execute(*postgres, f"GRANT {rights.format('TO')}")
     world.stack.execute("backup", *keeper)
+
+
+@fault(
+    "the off-site copy is stopped", Expected("OffsiteDown", "warning"), after=("lost_repository",)
+)
+def stopped_offsite(world: World) -> Iterator[None]:
+    service = world.stack.one("offsite")["Id"]
+    ENGINE.run("docker", "stop", service)
+    yield
+    ENGINE.run("docker", "start", service)
+
+
+@fault("the off-site repository is gone", Expected("OffsiteFailing", "warning"))
+def lost_repository(world: World) -> Iterator[None]:
+    keeper = ("python3", "/etc/compose-stack/current/bin/keeper.py", "copy")
+    world.stack.execute("offsite", *keeper)
+    config = DATA / "offsite" / "config"
+    aside = config.rename(config.with_name("config.aside"))
+    assert "repository is gone" in world.stack.execute("offsite", *keeper, check=False)
+    yield
+    aside.rename(config)
+    world.stack.execute("offsite", *keeper)
 
 
 def _rabbitmqctl(world: World, *words: str) -> None:

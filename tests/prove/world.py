@@ -188,6 +188,7 @@ def deployed(certificates: Path, *, keep: bool = False) -> Iterator[World]:
         "redis_data_dir": str(DATA / "redis"),
         "rabbitmq_data_dir": f"/dev/shm/{PROJECT}/rabbitmq",
         "rabbitmq_management_port": HTTPS_PORT + 1,
+        "offsite_repository": str(DATA / "offsite"),
         "redis_queue_memory_mb": 64,
         "prometheus_data_dir": str(DATA / "prometheus"),
         "prometheus_retention_size_mb": 64,

@@ -394,6 +394,33 @@ RULES = [
         },
         ["acme_dns_secrets asks for acme_cf_dns_api_token; secrets_values lacks it"],
     ),
+    (
+        {
+            "stack_services": ["postgres", "offsite"],
+            "offsite_repository": "sftp:copies@nas.example.com:/srv/copies",
+            "offsite_minutes": 0,
+        },
+        [
+            "stack_services has no backup, whose backups it copies",
+            "needs what is not there: offsite_ssh_key, offsite_known_hosts.",
+            "Out of range: offsite_minutes 0 (1 to 1440)",
+        ],
+    ),
+    (
+        {
+            "stack_services": ["postgres", "backup"],
+            "backup_data_dir": "/srv/backups",
+            "offsite_repository": "/srv/backups/copy",
+        },
+        [
+            "stack_services has no offsite: nothing would be copied",
+            "offsite_repository lies in /srv/backups: what takes the backups",
+        ],
+    ),
+    (
+        {"offsite_repository": "rest:https://somebody:secret@nas.example.com/"},
+        ["offsite_repository is 'rest:https://...@nas.example.com/', which is none"],
+    ),
 ]
 
 
@@ -403,6 +430,7 @@ RULES = [
     ids=[
         *("many", "others", "settings", "monitoring", "logging", "alloy", "usage", "firewall"),
         *("late usage", "no database", "birthdays", "backup", "acme", "names and ports", "no token"),
+        *("offsite", "no offsite", "offsite account"),
     ],
 )
 def test_rules(good: dict[str, Any], variables: dict[str, Any], causes: list[str]) -> None:
@@ -481,7 +509,7 @@ def test_what_the_rules_let_pass(good: dict[str, Any], variables: dict[str, Any]
 
 def test_every_rule_has_a_case() -> None:
     table = yaml.safe_load((ROOT / "roles" / "preflight" / "vars" / "main.yml").read_text())
-    assert len(table["_preflight_rules"]) == 46
+    assert len(table["_preflight_rules"]) == 51
 
 
 def test_python_on_the_host_is_what_the_modules_are_checked_for() -> None:

@@ -1,0 +1,481 @@
+"""Keeps an encrypted copy of the backups, and of what another host needs, elsewhere, by restic.
+
+    keeper.py serve     copy, forget and check when it is due, say how it goes on /metrics
+    keeper.py copy      copy now
+    keeper.py check     read the repository, a seventh of it each day of the week
+    keeper.py tidy      forget what is not to be kept
+    keeper.py list      how it goes
+    keeper.py begin     make a repository where the one that was there is gone
+    keeper.py healthy   whether `serve` answers
+
+What is due is judged by what is there: nothing is scheduled, so nothing is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import datetime as dt
+import fcntl
+import json
+import os
+import re
+import socket
+import sys
+import time
+import urllib.parse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from keeping import (
+    EVERY,
+    Refused,
+    State,
+    answered,
+    ask_health,
+    gauges,
+    now,
+    pause,
+    run,
+    say,
+    serve_metrics,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+HOME = Path("/var/lib/offsite")
+SOURCE = Path("/source")
+SECRETS = Path("/run/secrets")
+CONFIG = Path("/etc/compose-stack/current/config")
+MEMORY = Path("/tmp")  # noqa: S108  memory of its own
+PORT = 9121
+DAY = dt.timedelta(days=1)
+KEEP = (
+    ("--keep-hourly", "48", "--keep-daily", "7", "--keep-weekly", "4", "--keep-monthly", "6")
+)  # fmt: skip
+SMALL = 1 << 30
+"""Bytes up to which a check reads all of the repository, and not a seventh."""
+ATTEMPTS = 5
+"""Copies that are made in a row when the backups change meanwhile."""
+PATIENCE = 120
+"""Seconds within which a repository must open."""
+SSH = (
+    "-F", "/dev/null", "-i", str(MEMORY / "ssh_key"),
+    *("-o", f"UserKnownHostsFile={CONFIG}/known_hosts"), *("-o", "StrictHostKeyChecking=yes"),
+    *("-o", "BatchMode=yes"), *("-o", "ConnectTimeout=15"), *("-o", "ServerAliveInterval=15"),
+)  # fmt: skip
+BEGIN = "docker compose exec offsite python3 /etc/compose-stack/current/bin/keeper.py begin"
+DAMAGED = "A part of the repository is damaged."
+REASONS = {
+    "The key does not open the repository, which was made with another one: set that as "
+    "offsite_password in secrets_values.": ("wrong password or no key found",),
+    "There is no room left where the repository is.": (
+        "no space left",
+        "[Qq]uota exceeded",
+        "[Ii]nsufficient [Ss]torage",
+    ),
+    "The SFTP server shows another key than offsite_known_hosts has.": (
+        "Host key verification failed",
+    ),
+    "The server does not let us in: its account, key or password has changed.": (
+        r"Permission denied \(",
+        "401 Unauthorized",
+        "403 Forbidden",
+        "Access Denied",
+        "InvalidAccessKeyId",
+        "SignatureDoesNotMatch",
+    ),
+    "The server's certificate is not to be trusted: see offsite_ca_certificate.": (
+        "x509: certificate",
+    ),
+    "Another restic has locked the repository.": ("already locked",),
+    "The repository cannot be reached.": (
+        "connect to host",
+        "[Cc]onnection (refused|reset|closed)",
+        "no such host",
+        "Could not resolve",
+        "timed out|i/o timeout|took more than",
+        "[Nn]o route",
+        "unreachable",
+    ),
+    DAMAGED: (
+        "unexpected file size",
+        "hash mismatch|does not match|contains [0-9]+ errors",
+        "ciphertext verification failed",
+        "not found in (any )?index",
+        "pack [0-9a-f]+: does not exist",
+        "invalid data returned",
+    ),
+}
+
+STATE = State(
+    HOME / "keeper.json",
+    began=None, repository=None, succeeded=None, seconds=0, snapshots=0, bytes=0, failing=None,
+    tidied=None, checked=None, unchecked=None,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Policy:
+    repository: str
+    minutes: int
+    rest_user: str
+    host: str
+    """By which snapshots are known for this stack's."""
+
+    @classmethod
+    def from_environment(cls) -> Policy:
+        given = os.environ
+        return cls(
+            given["OFFSITE_REPOSITORY"], int(given["OFFSITE_MINUTES"]),
+            given["OFFSITE_REST_USER"], given["OFFSITE_HOST"],
+        )  # fmt: skip
+
+
+# -- restic -------------------------------------------------------------------------------------
+
+
+def secret(name: str) -> str:
+    return (SECRETS / name).read_text().strip()
+
+
+def write(name: str, text: str) -> Path:
+    """A file in memory, for this user alone."""
+    path = MEMORY / name
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    return path
+
+
+def options(policy: Policy) -> list[str]:
+    """Where the repository is and what it is entered with: in files, seen by nobody else."""
+    address = policy.repository
+    found = [
+        "--cache-dir",
+        str(HOME / "cache"),
+        "--password-file",
+        str(SECRETS / "offsite_password"),
+    ]
+    if address.startswith("sftp:"):
+        key = base64.b64decode(secret("offsite_ssh_key")).decode()
+        write("ssh_key", key.rstrip() + "\n")
+        found += ["-o", "sftp.args=" + " ".join(SSH)]
+    elif address.startswith("s3:"):
+        access, key = secret("offsite_s3_access_key"), secret("offsite_s3_secret_key")
+        write("s3", f"[default]\naws_access_key_id = {access}\naws_secret_access_key = {key}\n")
+    elif address.startswith("rest:") and policy.rest_user:
+        scheme, _, rest = address.removeprefix("rest:").partition("://")
+        account = [policy.rest_user, secret("offsite_rest_password")]
+        user, password = (urllib.parse.quote(item, safe="") for item in account)
+        address = f"rest:{scheme}://{user}:{password}@{rest}"
+    if (CONFIG / "ca.pem").read_text().strip():
+        found += ["--cacert", str(CONFIG / "ca.pem")]
+    return [*found, "--repository-file", str(write("repository", address))]
+
+
+def restic(policy: Policy, verb: str, *arguments: str, seconds: float | None = None) -> str:
+    """What restic says.
+
+    Raises:
+        Refused: it failed; the text says why, and then what restic said.
+    """
+    (HOME / "tmp").mkdir(exist_ok=True)
+    environment = {
+        "AWS_SHARED_CREDENTIALS_FILE": str(MEMORY / "s3"), "HOME": str(HOME),
+        "TMPDIR": str(HOME / "tmp"),
+    }  # fmt: skip
+    try:
+        return run("restic", *options(policy), verb, *arguments, seconds=seconds, **environment)
+    except Refused as error:
+        text = without_secrets(explained(str(error), error.output))
+        raise Refused(text, without_secrets(error.output)) from None
+
+
+def without_secrets(text: str) -> str:
+    for path in SECRETS.glob("offsite_*"):
+        text = text.replace(secret(path.name), "***")
+    return text
+
+
+def explained(said: str, output: str) -> str:
+    """The reason in plain words, before what was said."""
+    for reason, patterns in REASONS.items():
+        if re.search("|".join(patterns), said + output):
+            return f"{reason} {said}"
+    return said
+
+
+def reach(policy: Policy) -> None:
+    """Connect to the server first: restic waits for one that is away, and loses what ssh says.
+
+    Raises:
+        Refused: nobody answers there, or we are not let in.
+    """
+    scheme, _, rest = policy.repository.partition(":")
+    if scheme == "sftp":
+        if rest.startswith("//"):
+            parts = urllib.parse.urlsplit(rest)
+            host, port = f"{parts.username}@{parts.hostname}", parts.port or 22
+        else:
+            host, port = rest.partition(":")[0], 22
+        try:
+            run("ssh", *SSH, "-p", str(port), "-s", host, "sftp", seconds=PATIENCE)
+        except Refused as error:
+            raise Refused(explained(str(error), error.output)) from None
+    elif scheme in ("s3", "rest"):
+        parts = urllib.parse.urlsplit(rest)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        try:
+            socket.create_connection((parts.hostname or "", port), timeout=15).close()
+        except OSError as error:
+            text = f"The repository cannot be reached. {parts.hostname}:{port}: {error}"
+            raise Refused(text) from None
+
+
+def opened(policy: Policy) -> None:
+    """See that the repository is there and is the one that was; make one for the first copy.
+
+    Raises:
+        Refused: it is not, or cannot be opened.
+    """
+    options(policy)  # with the key that ssh needs
+    reach(policy)
+    known = STATE.read()["repository"]
+    try:
+        text = restic(policy, "cat", "config", seconds=PATIENCE)
+    except Refused as error:
+        # By restic's own code: neither a server that is away nor a wrong key is an empty place.
+        empty = "restic ended with 10:" in str(error)
+        if not empty and not re.search("config cannot be loaded.*does not exist", str(error)):
+            raise
+        if known or not empty:
+            raise Refused(
+                "The repository is gone: where it was is none. Is its disk mounted, and was it "
+                "when `offsite` was started? Nothing was made in its place; to begin another one "
+                f"on purpose: {BEGIN}"
+            ) from None
+        restic(policy, "init")
+        text = restic(policy, "cat", "config", seconds=PATIENCE)
+    found = json.loads(text[text.index("{") : text.rindex("}") + 1])["id"]
+    if known and found != known:
+        raise Refused(
+            f"The repository is another than the one that was there: {found[:8]}, not {known[:8]}. "
+            f"To go on with it on purpose: {BEGIN}"
+        )
+    STATE.update(repository=found)
+    # Of a process that was killed; what another host holds stays for half an hour.
+    restic(policy, "unlock", seconds=PATIENCE)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """While no other process of the keeper uses the repository."""
+    with (HOME / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+# -- copying ------------------------------------------------------------------------------------
+
+
+def picture() -> list[tuple[str, int]]:
+    """Which backups and dumps there are, and since when as they are."""
+    places = ("backup/main/meta/*", "backup/dumps/[0-9]*")
+    found = [path for place in places for path in SOURCE.glob(place)]
+    result = []
+    for path in sorted(found):
+        with contextlib.suppress(FileNotFoundError):  # gone meanwhile
+            result.append((path.name, path.stat().st_mtime_ns))
+    return result
+
+
+def copy(policy: Policy) -> dict[str, Any]:
+    """One snapshot of everything, in which each backup is whole or not there.
+
+    Nothing is locked meanwhile: a copy in which a backup came or went is made again, which takes
+    only what is new. WAL is in one of two directories, which are read in the order it moves.
+
+    Raises:
+        Refused: there is none.
+    """
+    began = time.monotonic()
+    opened(policy)
+    for attempt in range(1, ATTEMPTS + 1):
+        before = picture()
+        try:
+            text = restic(
+                policy, "backup", "--json", "--quiet", "--host", policy.host,
+                "--exclude", "/source/backup/dumps/.new", str(SOURCE),
+            )  # fmt: skip
+        except Refused as error:
+            # What has gone meanwhile; anything else is no better a second time.
+            gone = "restic ended with 3:" in str(error) and "no such file" in error.output
+            if not gone or attempt == ATTEMPTS:
+                raise
+            continue
+        found = json.loads(text.splitlines()[-1])
+        if picture() == before:
+            break
+        restic(policy, "forget", found["snapshot_id"])
+    else:
+        raise Refused(f"The backups changed during each of {ATTEMPTS} copies.")
+    snapshots = json.loads(restic(policy, "snapshots", "--json", "--host", policy.host))
+    seconds = round(time.monotonic() - began, 1)
+    STATE.update(succeeded=now().isoformat(), seconds=seconds, snapshots=len(snapshots))
+    return {"snapshot": found["snapshot_id"][:8], "seconds": seconds, "snapshots": len(snapshots)}
+
+
+def tidy(policy: Policy) -> dict[str, Any]:
+    """Forget what is not to be kept, and give its room free."""
+    restic(policy, "forget", "--host", policy.host, "--group-by", "host", *KEEP, "--prune")
+    found = json.loads(restic(policy, "stats", "--mode", "raw-data", "--json"))
+    STATE.update(tidied=now().isoformat(), bytes=found["total_size"])
+    return {"bytes": found["total_size"]}
+
+
+def check(policy: Policy) -> dict[str, Any]:
+    """Read the repository, all of a small one and else a seventh; mend what is damaged.
+
+    Raises:
+        Refused: something is damaged. What could be saved was, and the next copy brings the rest.
+    """
+    seventh = f"{now().isoweekday()}/7"
+    small = STATE.read()["bytes"] < SMALL
+    try:
+        opened(policy)
+        restic(policy, "check", "--read-data-subset", "100%" if small else seventh)
+    except Refused as error:
+        why = str(error)
+        if why.startswith(DAMAGED):
+            why += mended(policy, error.output)
+        STATE.update(unchecked={"at": now().isoformat(), "why": why})
+        raise Refused(why) from None
+    STATE.update(checked=now().isoformat(), unchecked=None)
+    return {"checked": "all" if small else seventh}
+
+
+def mended(policy: Policy, output: str) -> str:
+    """Take damaged parts out, so that the next copy brings what was in them; what was done."""
+    advised = re.search(r"restic repair packs ([0-9a-f ]+)", output)
+    try:
+        if advised:
+            restic(policy, "repair", "packs", *advised[1].split())
+        else:
+            restic(policy, "repair", "index")
+        copy(policy)
+        restic(policy, "repair", "snapshots", "--forget")
+    except Refused as error:
+        return f" It could not be mended: {error}"
+    finally:
+        for path in Path.cwd().glob("pack-*"):  # as restic found them
+            path.unlink()
+    return " What could be saved was, and what is still here was copied again; it is checked anew."
+
+
+# -- going on -----------------------------------------------------------------------------------
+
+
+def past(text: str | None, span: dt.timedelta) -> bool:
+    return text is None or now() - dt.datetime.fromisoformat(text) >= span
+
+
+def noted(action: Callable[[Policy], Any], policy: Policy) -> Any:
+    """Do it, and remember whether it failed.
+
+    Raises:
+        Refused: it failed.
+    """
+    with alone():
+        try:
+            found = action(policy)
+        except (Refused, OSError, ValueError, LookupError) as error:
+            STATE.update(failing={"at": now().isoformat(), "why": str(error)})
+            raise Refused(str(error)) from error
+        STATE.update(failing=None)
+        return found
+
+
+def tend(policy: Policy) -> None:
+    """Do what is due.
+
+    Raises:
+        Refused: it failed.
+    """
+    found = STATE.read()
+    if found["failing"] or past(found["succeeded"], dt.timedelta(minutes=policy.minutes)):
+        done = noted(copy, policy)
+        say(f"snapshot {done['snapshot']} copied in {done['seconds']} s")
+    if past(found["tidied"], DAY):
+        noted(tidy, policy)
+    if found["unchecked"] or past(found["checked"], DAY):
+        noted(check, policy)
+
+
+def serve(policy: Policy) -> None:
+    if STATE.read()["began"] is None:
+        STATE.update(began=now().isoformat())
+    serve_metrics(PORT, metrics)
+    failures = 0
+    while True:
+        try:
+            tend(policy)
+            failures = 0
+        except Refused as error:
+            say(str(error))
+            failures += 1
+        time.sleep(pause(failures) if failures else EVERY)
+
+
+def metrics() -> str:
+    found = STATE.read()
+
+    def moment(name: str) -> int:
+        text = found[name]
+        return int(dt.datetime.fromisoformat(text).timestamp()) if text else 0
+
+    copied = moment("succeeded")
+    return gauges(
+        {
+            "offsite_began_timestamp_seconds": moment("began"),
+            "offsite_last_success_timestamp_seconds": copied,
+            "offsite_last_check_timestamp_seconds": moment("checked"),
+            "offsite_failing": int(bool(found["failing"] or found["unchecked"])),
+            "offsite_duration_seconds": found["seconds"],
+            "offsite_size_bytes": found["bytes"],
+            "offsite_snapshots": found["snapshots"],
+            # As every backup says it, so that whoever lists those lists this one.
+            "backup_last_success_timestamp_seconds": {'copy="offsite"': copied},
+        }
+    )
+
+
+def begin() -> dict[str, Any]:
+    """Take whatever repository is there next, or make one."""
+    STATE.update(repository=None)
+    return {"begun": True}
+
+
+def main(words: Sequence[str]) -> Any:
+    parser = argparse.ArgumentParser()
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    answers: dict[str, Callable[[Policy], Any]] = {
+        "serve": serve,
+        "copy": lambda policy: noted(copy, policy),
+        "check": lambda policy: noted(check, policy),
+        "tidy": lambda policy: noted(tidy, policy),
+        "list": lambda _: STATE.read(),
+        "begin": lambda _: begin(),
+        "healthy": lambda _: ask_health(PORT),
+    }
+    for verb in answers:
+        verbs.add_parser(verb)
+    asked = parser.parse_args(words)
+    return answers[asked.verb](Policy.from_environment())
+
+
+if __name__ == "__main__":
+    answered(lambda: main(sys.argv[1:]))

@@ -1,0 +1,411 @@
+"""FS-7, BM-8: an encrypted copy elsewhere, on real servers, and whatever may happen to it."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.backups.conftest import BENCH, ENGINE, KEEPER, SERVICES, said
+from tests.harness import ROOT, wait_for
+from tests.roles.tls.authority import issue
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.backups.conftest import World
+
+NAME = f"{BENCH.project}-copies"
+IMAGE = f"{NAME}:test"
+PLACE = BENCH.backups.parent / "offsite"
+OFFSITE: dict[str, Any] = {
+    "stack_services": [*SERVICES, "offsite"],
+    "offsite_repository": str(PLACE),
+}
+PLANTED = "planted-secret-of-the-source"
+KINDS = ["local", "sftp", "rest"]
+
+
+@pytest.fixture(scope="module")
+def copied(world: World) -> Iterator[World]:
+    """The stack, with a copy in a directory of its own."""
+    shutil.rmtree(PLACE, ignore_errors=True)
+    run = world.run("site.yml", **OFFSITE).succeeded()
+    assert "nobody has seen the key" in said(run), "until it was shown, every run says so"
+    wait_for("a copy", lambda: state(world)["succeeded"], 120, 1)
+    yield world
+    # `make clean` leaves it alone.
+    shutil.rmtree(PLACE)
+
+
+def state(world: World) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(world.stack.execute("offsite", *KEEPER, "list"))
+    return found
+
+
+def test_the_copy_comes_by_itself(copied: World) -> None:
+    """FS-7: `make backups` says where and when, and Prometheus can tell."""
+    text = said(copied.run("backups.yml", **OFFSITE).succeeded())
+    assert f"Copied to {PLACE} at 20" in text
+    fetch = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9121/metrics').read().decode())"
+    metrics = copied.stack.execute("offsite", "python3", "-c", fetch)
+    assert "offsite_failing 0\n" in metrics
+    assert 'backup_last_success_timestamp_seconds{copy="offsite"} 1' in metrics
+    assert "offsite_snapshots 1\n" in metrics
+
+
+def test_it_holds_what_another_host_needs(copied: World, tmp_path: Path) -> None:
+    """FS-7: the archive with all that Barman has, owners included, the secrets and certificates."""
+    copied.stack.execute("offsite", *KEEPER, "copy")
+    image = copied.stack.one("offsite")["Config"]["Image"]
+    secrets = Path(BENCH.directory, "secrets")
+    ENGINE.run(
+        "docker", "run", "--rm", "--network=none", f"--volume={PLACE}:/repository",
+        f"--volume={secrets}/offsite_password:/key:ro", f"--volume={tmp_path}:/back", image,
+        "restic", "--repo=/repository", "--password-file=/key", "--no-cache", "restore", "latest",
+        "--target=/back",
+    )  # fmt: skip
+    back = tmp_path / "source"
+    assert (back / "secrets/operator_password").read_text() == (
+        secrets / "operator_password"
+    ).read_text()
+    assert (back / "tls/live").exists()
+    assert list((back / "state/releases").iterdir())
+    for item in copied.backups():
+        kept = back / "backup/main/base" / item["id"] / "data"
+        assert (kept / "backup_manifest").stat().st_uid == 70
+    ENGINE.run("rm", "-rf", str(back))
+
+
+def test_its_key_is_seen_by_the_operator_alone(copied: World) -> None:
+    """FS-8: shown on request, and after that no run asks for it; in no place that others read."""
+    key = Path(BENCH.directory, "secrets", "offsite_password").read_text().strip()
+    assert key in copied.run("offsite_key.yml", **OFFSITE).succeeded().output
+    run = copied.run("site.yml", **OFFSITE).succeeded()
+    assert "nobody has seen the key" not in said(run)
+    assert run.changed == 0
+    assert run.executions <= 25
+    container = copied.stack.one("offsite")
+    places = {
+        "inspect": json.dumps(container),
+        "environment": copied.stack.execute("offsite", "cat", "/proc/1/environ"),
+        "log": ENGINE.run("docker", "logs", container["Id"]),
+        "run": run.output,
+    }
+    assert [name for name, text in places.items() if key in text] == []
+    assert container["HostConfig"]["CapAdd"] == ["CAP_DAC_READ_SEARCH"]
+    # The secrets of the stack lie in the copy, and nobody finds them there.
+    operator = Path(BENCH.directory, "secrets", "operator_password").read_text().strip()
+    for secret in (key, operator):
+        assert not ENGINE.succeeds("grep", "-rqF", secret, str(PLACE))
+
+
+# -- without the stack: the keeper alone, and real servers ----------------------------------------
+
+
+@dataclass
+class Copies:
+    """The keeper in a container, what it copies, and the server that it copies to."""
+
+    home: Path
+    kind: str
+    image: str
+    password: str = "a-password"
+    repository: str = ""
+    options: list[str] = field(default_factory=list)
+
+    @property
+    def place(self) -> Path:
+        return self.home / "server" / "copies"
+
+    @property
+    def server(self) -> str:
+        return f"{NAME}-{self.kind}"
+
+    def prepare(self) -> None:
+        for name in ("source/backup/main/meta", "state", "secrets", "tree/current", "server"):
+            (self.home / name).mkdir(parents=True)
+        closed = self.home / "source" / "backup" / "main" / "closed"
+        closed.write_text(PLANTED)
+        closed.chmod(0o600)
+        shutil.chown(closed, 70, 70)
+        (self.home / "secrets" / "offsite_password").write_text("the-key-of-the-copy")
+        current = self.home / "tree" / "current"
+        (current / "bin").mkdir()
+        (current / "config").mkdir()
+        bins = ROOT / "roles" / "offsite" / "templates" / "bin"
+        shutil.copy(bins / "keeper.py", current / "bin")
+        shutil.copy(ROOT / "files" / "templates" / "keeping.py", current / "bin")
+        (current / "config" / "known_hosts").write_text("")
+        (current / "config" / "ca.pem").write_text("")
+        self.place.mkdir()
+        getattr(self, f"serve_{self.kind}")()
+
+    def serve_local(self) -> None:
+        self.repository = "/repository"
+
+    def serve_sftp(self) -> None:
+        for name in ("host", "client"):
+            ENGINE.run(
+                "ssh-keygen",
+                "-q",
+                "-t",
+                "ed25519",
+                "-N",
+                "",
+                "-f",
+                str(self.home / "server" / name),
+            )
+        key = (self.home / "server" / "client").read_bytes()
+        (self.home / "secrets" / "offsite_ssh_key").write_text(base64.b64encode(key).decode())
+        public = (self.home / "server" / "host.pub").read_text()
+        known = self.home / "tree" / "current" / "config" / "known_hosts"
+        known.write_text(f"[{self.server}]:2222 {public}")
+        self.repository = f"sftp://root@{self.server}:2222//srv/copies"
+        self.start(
+            "/usr/sbin/sshd", "-D", "-e", "-p", "2222", "-h", "/srv/host", "-o", "StrictModes=no",
+            "-o", "AuthorizedKeysFile=/srv/client.pub", "-o", "Subsystem=sftp internal-sftp",
+        )  # fmt: skip
+
+    def serve_rest(self) -> None:
+        authority = issue("authority", authority=True)
+        pair = issue(self.server, by=authority).save(self.home / "server", authority)
+        (self.home / "tree" / "current" / "config" / "ca.pem").write_text(authority.pem)
+        (self.home / "secrets" / "offsite_rest_password").write_text(self.password)
+        self.repository = f"rest:https://{self.server}:8000/"
+        cert, key = (f"/srv/{Path(path).name}" for path in pair)
+        self.start(
+            "rclone", "serve", "restic", "--addr", ":8000", "--cert", cert, "--key", key,
+            "--user", "copies", "--pass", self.password, "/srv/copies",
+        )  # fmt: skip
+
+    def start(self, *command: str) -> None:
+        ENGINE.run(
+            "docker", "run", "--detach", f"--name={self.server}", f"--network={NAME}",
+            f"--volume={self.home}/server:/srv", IMAGE, *command,
+        )  # fmt: skip
+        self.wait()
+
+    def wait(self) -> None:
+        port = 2222 if self.kind == "sftp" else 8000
+        probe = f"import socket; socket.create_connection(('{self.server}', {port}), 2)"
+        wait_for(
+            "the server",
+            lambda: ENGINE.succeeds(
+                "docker", "run", "--rm", f"--network={NAME}", self.image, "python3", "-c", probe
+            ),
+        )
+
+    def command(self, *words: str) -> list[str]:
+        mounts = {
+            "source": "/source:ro", "state": "/var/lib/offsite", "secrets": "/run/secrets:ro",
+            "tree": "/etc/compose-stack:ro", "server/copies": "/repository",
+        }  # fmt: skip
+        return [
+            "docker", "run", "--rm", "--cap-drop=ALL", "--cap-add=DAC_READ_SEARCH", "--read-only",
+            "--tmpfs=/tmp", f"--hostname={NAME}", f"--network={NAME}",
+            *(f"--volume={self.home / name}:{target}" for name, target in mounts.items()),
+            f"--env=OFFSITE_REPOSITORY={self.repository}", "--env=OFFSITE_MINUTES=15",
+            "--env=OFFSITE_REST_USER=copies", "--env=OFFSITE_HOST=test", self.image, *words,
+        ]  # fmt: skip
+
+    def keeper(self, verb: str) -> dict[str, Any]:
+        """What it answers, be it that it refuses."""
+        done = subprocess.run(
+            self.command(*KEEPER, verb), capture_output=True, text=True, timeout=180, check=False
+        )
+        for secret in ("the-key-of-the-copy", self.password, PLANTED):
+            assert secret not in done.stdout + done.stderr
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+    @contextlib.contextmanager
+    def without(self, path: Path) -> Iterator[None]:
+        aside = path.rename(path.with_name(f"{path.name}.aside"))
+        try:
+            yield
+        finally:
+            if path.is_dir():
+                path.rmdir()
+            aside.rename(path)
+
+    @contextlib.contextmanager
+    def instead(self, path: Path, text: str) -> Iterator[None]:
+        before = path.read_text()
+        path.write_text(text)
+        try:
+            yield
+        finally:
+            path.write_text(before)
+
+    @contextlib.contextmanager
+    def damaged(self, how: str) -> Iterator[None]:
+        secrets = self.home / "secrets"
+        if how == "the wrong key":
+            with self.instead(secrets / "offsite_password", "another-key"):
+                yield
+        elif how == "a repository that is gone":
+            # As a disk that is not mounted: its place is there, and empty.
+            with self.without(self.place / "config"):
+                yield
+        elif how == "another password":
+            with self.instead(secrets / "offsite_rest_password", "another-password"):
+                yield
+        elif how == "another host's key":
+            known = self.home / "tree" / "current" / "config" / "known_hosts"
+            with self.instead(known, f"[{self.server}]:2222 {HOST_KEY}\n"):
+                yield
+        else:
+            ENGINE.run("docker", "stop", "--time=1", self.server)
+            try:
+                yield
+            finally:
+                ENGINE.run("docker", "start", self.server)
+                self.wait()
+
+
+HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"
+DAMAGE = [
+    ("local", "the wrong key", "The key does not open the repository"),
+    ("local", "a repository that is gone", "The repository is gone: where it was is none"),
+    ("sftp", "the wrong key", "The key does not open the repository"),
+    ("sftp", "a repository that is gone", "The repository is gone: where it was is none"),
+    ("sftp", "a server that is away", "The repository cannot be reached"),
+    ("sftp", "another host's key", "shows another key than offsite_known_hosts"),
+    ("rest", "a repository that is gone", "The repository is gone: where it was is none"),
+    ("rest", "a server that is away", "The repository cannot be reached"),
+    ("rest", "another password", "The server does not let us in"),
+]
+"""What may happen to a copy, by where it is, and the reason that must be given for it."""
+
+
+@pytest.fixture(scope="module")
+def servers(copied: World) -> Iterator[str]:
+    """The image of the keeper; beside it there is a network, and an image of servers."""
+    image: str = copied.stack.one("offsite")["Config"]["Image"]
+    here = Path(__file__).parent / "servers"
+    ENGINE.run(
+        "docker", "build", "--quiet", f"--build-arg=OFFSITE_IMAGE={image}", f"--tag={IMAGE}",
+        str(here), seconds=300,
+    )  # fmt: skip
+    ENGINE.run("docker", "network", "create", NAME)
+    yield image
+    ENGINE.run("docker", "network", "rm", NAME)
+    ENGINE.run("docker", "image", "rm", "--force", IMAGE)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def copies(
+    servers: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Copies]:
+    made = Copies(tmp_path_factory.mktemp(request.param), request.param, servers)
+    try:
+        made.prepare()
+        yield made
+    finally:
+        ENGINE.run("docker", "rm", "--force", made.server, check=False)
+
+
+def test_a_copy(copies: Copies) -> None:
+    """FS-7: what only its owner may read is in it; nothing of it can be read without the key."""
+    first = copies.keeper("copy")
+    assert first["snapshots"] == 1, first
+    assert copies.keeper("copy")["snapshots"] == 2
+    copies.keeper("tidy")
+    assert copies.keeper("list")["snapshots"] == 2
+    assert not ENGINE.succeeds("grep", "-rqF", PLANTED, str(copies.place))
+    found = copies.keeper("check")
+    assert found == {"checked": "all"}
+
+
+def test_what_may_happen_to_it(copies: Copies) -> None:
+    """FS-7: each has its reason in plain words, leaves the repository alone, and passes."""
+    for kind, how, reason in DAMAGE:
+        if kind != copies.kind:
+            continue
+        before = sorted(path.name for path in copies.place.iterdir())
+        with copies.damaged(how):
+            there = sorted(path.name for path in copies.place.iterdir())
+            answer = copies.keeper("copy")
+            assert reason in answer.get("refused", ""), (how, answer)
+            assert sorted(path.name for path in copies.place.iterdir()) == there
+            assert reason in copies.keeper("list")["failing"]["why"]
+        assert sorted(path.name for path in copies.place.iterdir()) == before
+        assert "snapshot" in copies.keeper("copy"), how
+        assert copies.keeper("list")["failing"] is None
+
+
+def test_a_damaged_part(copies: Copies) -> None:
+    """FS-7: found by the check, cut as well as flipped, and mended by what is still here."""
+    for cut in (True, False):
+        pack = max((copies.place / "data").glob("*/*"), key=lambda path: path.stat().st_size)
+        content = pack.read_bytes()
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        pack.chmod(0o600)
+        pack.write_bytes(content[:middle] if cut else flipped)
+        answer = copies.keeper("check")
+        assert answer.get("refused", "").startswith("A part of the repository is damaged"), answer
+        assert "what is still here was copied again" in answer["refused"], answer
+        assert copies.keeper("list")["unchecked"]
+        assert copies.keeper("check") == {"checked": "all"}
+        assert copies.keeper("list")["unchecked"] is None
+
+
+@pytest.mark.parametrize("copies", ["local"], indirect=True)
+def test_no_room(copies: Copies) -> None:
+    """FS-7: a full disk is said, and once there is room the copy is made."""
+    size = sum(path.stat().st_size for path in copies.place.rglob("*")) + (4 << 20)
+    content = copies.place.rename(copies.place.with_name("content"))
+    copies.place.mkdir()
+    ENGINE.run("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(copies.place))
+    large = copies.home / "source" / "large"
+    try:
+        shutil.copytree(content, copies.place, dirs_exist_ok=True)
+        large.write_bytes(os.urandom(16 << 20))
+        began = time.monotonic()
+        assert "There is no room left" in copies.keeper("copy").get("refused", "")
+        assert time.monotonic() - began < 60
+        large.unlink()
+        assert "snapshot" in copies.keeper("copy")
+    finally:
+        ENGINE.run("umount", "--lazy", str(copies.place))
+        large.unlink(missing_ok=True)
+
+
+def test_another_host(copied: World, tmp_path: Path) -> None:
+    """FS-7: with the key and the inventory, as the runbook says, nothing copied is lost."""
+    name = copied.create()
+    copied.stack.execute("backup", *KEEPER, "flush")
+    copied.stack.execute("offsite", *KEEPER, "copy")
+    key = tmp_path / "key"
+    key.write_text(Path(BENCH.directory, "secrets", "offsite_password").read_text())
+    image = copied.stack.one("offsite")["Config"]["Image"]
+    copied.run("clean.yml", clean_confirm=BENCH.project, **OFFSITE).succeeded()
+    assert not Path(BENCH.directory).exists()
+    assert not BENCH.backups.exists()
+    ENGINE.run(
+        "docker", "run", "--rm", "--network=none", f"--volume={PLACE}:/repository",
+        f"--volume={key}:/key:ro", f"--volume={tmp_path}:/back", image, "restic",
+        "--repo=/repository", "--password-file=/key", "--no-cache", "restore", "latest",
+        "--target=/back",
+    )  # fmt: skip
+    Path(BENCH.directory).mkdir()
+    for part in ("secrets", "tls", "state"):
+        ENGINE.run("mv", str(tmp_path / "source" / part), BENCH.directory)
+    ENGINE.run("mv", str(tmp_path / "source" / "backup"), str(BENCH.backups))
+    run = copied.run("site.yml", **OFFSITE, stack_up_timeout_seconds=40).failed()
+    assert "and there was one: is its disk mounted?" in said(run)
+    copied.restore(restore_time="latest", **OFFSITE).succeeded()
+    copied.run("site.yml", **OFFSITE).succeeded()
+    copied.settle()
+    assert name in copied.names()
