@@ -23,8 +23,8 @@ INVENTORIES = sorted(path.name for path in (ROOT / "inventories").iterdir() if p
 # All of them, so that every service is looked at.
 PROFILES = ["dev", "monitoring", "logging"]
 RENDERED = ["production", "dev"]
-# What an inventory leaves open, and without which a room is not there: where messages and copies go,
-# and who gives certificates.
+# What an inventory leaves open, and without which a room is not there: where messages and copies
+# go, and who gives certificates.
 AUTHORITY = {
     "tls_mode": "acme",
     "acme_challenge": "dns-01",

@@ -429,8 +429,8 @@ RULES = [
     RULES,
     ids=[
         *("many", "others", "settings", "monitoring", "logging", "alloy", "usage", "firewall"),
-        *("late usage", "no database", "birthdays", "backup", "acme", "names and ports", "no token"),
-        *("offsite", "no offsite", "offsite account"),
+        *("late usage", "no database", "birthdays", "backup", "acme", "names and ports"),
+        *("no token", "offsite", "no offsite", "offsite account"),
     ],
 )
 def test_rules(good: dict[str, Any], variables: dict[str, Any], causes: list[str]) -> None:

@@ -1,0 +1,202 @@
+"""What the keeper of the off-site copy decides, by itself."""
+
+from __future__ import annotations
+
+import datetime as dt
+import importlib.util
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.harness import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+SOURCE = ROOT / "roles" / "offsite" / "templates" / "bin" / "keeper.py"
+sys.path.insert(0, str(ROOT / "files" / "templates"))  # what it shares with the other keeper
+_spec = importlib.util.spec_from_file_location("offsite_keeper", SOURCE)
+assert _spec is not None
+assert _spec.loader is not None
+keeper: Any = importlib.util.module_from_spec(_spec)
+sys.modules["offsite_keeper"] = keeper
+_spec.loader.exec_module(keeper)
+
+NOON = dt.datetime(2026, 3, 31, 12, tzinfo=dt.UTC)
+
+
+def policy(repository: str = "/repository") -> Any:
+    return keeper.Policy(repository, 15, "copies", "stack")
+
+
+@pytest.fixture
+def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """What would have been run; directories of its own."""
+    found: list[tuple[str, ...]] = []
+    for name in ("home", "source", "secrets", "config", "memory"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr(keeper, name.upper(), tmp_path / name)
+    (tmp_path / "config" / "ca.pem").write_text("\n")
+    for name in ("password", "rest_password", "s3_access_key", "s3_secret_key"):
+        (tmp_path / "secrets" / f"offsite_{name}").write_text(f"the {name}\n")
+    state = keeper.State(tmp_path / "home" / "keeper.json", **keeper.STATE.defaults)
+    monkeypatch.setattr(keeper, "STATE", state)
+    monkeypatch.setattr(keeper, "now", lambda: NOON)
+    monkeypatch.setattr(keeper, "reach", lambda _: None)
+    answers = {
+        "cat": json.dumps({"id": "a" * 64}),
+        "backup": json.dumps({"snapshot_id": "b" * 64}),
+        "snapshots": "[{}]",
+        "stats": json.dumps({"total_size": 5}),
+    }
+
+    def run(*command: str, **environment: Any) -> str:
+        verb = command[command.index("--repository-file") + 2]
+        assert "the " not in " ".join([*command, *map(str, environment.values())])
+        found.append((verb, *command[command.index(verb) + 1 :]))
+        return answers.get(verb, "")
+
+    monkeypatch.setattr(keeper, "run", run)
+    return found
+
+
+def verbs(ran: list[tuple[str, ...]]) -> list[str]:
+    return [command[0] for command in ran]
+
+
+def test_what_is_due(ran: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """FS-7: a copy every quarter of an hour; once a day what is old goes, and all is read."""
+    keeper.tend(policy())
+    assert verbs(ran) == [
+        "cat", "unlock", "backup", "snapshots", "forget", "stats", "cat", "unlock", "check",
+    ]  # fmt: skip
+    assert ran[-1][1:] == ("--read-data-subset", "100%")
+    ran.clear()
+    monkeypatch.setattr(keeper, "now", lambda: NOON + dt.timedelta(minutes=14))
+    keeper.tend(policy())
+    assert ran == []
+    monkeypatch.setattr(keeper, "now", lambda: NOON + dt.timedelta(minutes=15))
+    keeper.tend(policy())
+    assert verbs(ran) == ["cat", "unlock", "backup", "snapshots"]
+    keeper.STATE.update(bytes=keeper.SMALL)
+    keeper.check(policy())
+    assert ran[-1] == ("check", "--read-data-subset", "2/7"), "a Tuesday's seventh"
+
+
+def changing(times: int, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many copies during which a backup comes."""
+    meta = source / "backup" / "main" / "meta"
+    meta.mkdir(parents=True)
+    run: Callable[..., str] = keeper.run
+    left = [times]
+
+    def busy(*command: str, **environment: Any) -> str:
+        if "backup" in command and left[0]:
+            left[0] -= 1
+            (meta / f"{left[0]}-backup.info").touch()
+        return run(*command, **environment)
+
+    monkeypatch.setattr(keeper, "run", busy)
+
+
+def test_a_backup_that_comes_meanwhile(
+    ran: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FS-7: half of it is in no copy that is kept."""
+    changing(2, keeper.SOURCE, monkeypatch)
+    keeper.copy(policy())
+    assert verbs(ran)[2:] == ["backup", "forget", "backup", "forget", "backup", "snapshots"]
+
+
+def test_backups_that_never_rest(
+    ran: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bad input: it is said."""
+    changing(99, keeper.SOURCE, monkeypatch)
+    with pytest.raises(keeper.Refused, match="changed during each of 5 copies"):
+        keeper.noted(keeper.copy, policy())
+    assert verbs(ran)[-1] == "forget"
+    assert "offsite_failing 1\n" in keeper.metrics()
+
+
+def refusing(text: str) -> Callable[..., str]:
+    def run(*_: str, **__: Any) -> str:
+        raise keeper.Refused(text)
+
+    return run
+
+
+@pytest.mark.parametrize("known", ["a" * 64, None])
+def test_an_empty_place(
+    ran: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, known: str | None
+) -> None:
+    """Bad input: a repository that was there is not made anew, until somebody wants it."""
+    keeper.STATE.update(repository=known)
+    run: Callable[..., str] = keeper.run
+    empty = [True]
+
+    def missing(*command: str, **environment: Any) -> str:
+        if "init" in command:
+            empty[0] = False
+        if "cat" in command and empty[0]:
+            raise keeper.Refused("restic ended with 10: Fatal: repository does not exist")
+        return run(*command, **environment)
+
+    monkeypatch.setattr(keeper, "run", missing)
+    if known:
+        with pytest.raises(keeper.Refused, match="The repository is gone"):
+            keeper.copy(policy())
+        assert ran == []
+        keeper.begin()
+    keeper.copy(policy())
+    assert verbs(ran)[0] == "init"
+
+
+def test_another_repository(ran: list[tuple[str, ...]]) -> None:
+    """Bad input: the wrong disk is mounted."""
+    keeper.STATE.update(repository="c" * 64)
+    with pytest.raises(keeper.Refused, match="is another than the one that was there: aaaaaaaa"):
+        keeper.copy(policy())
+    assert verbs(ran) == ["cat"]
+
+
+def test_a_lost_line_is_no_damage(
+    ran: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bad input: nothing is taken out of a repository that could not be read."""
+    monkeypatch.setattr(keeper, "opened", lambda _: None)
+    said = "restic ended with 1: Load(<data/02c8>, 9, 0) failed: dial tcp: i/o timeout"
+    monkeypatch.setattr(keeper, "run", refusing(said))
+    with pytest.raises(keeper.Refused, match="cannot be reached"):
+        keeper.noted(keeper.check, policy())
+    assert keeper.STATE.read()["unchecked"]["why"].endswith("i/o timeout")
+    assert ran == []
+
+
+@pytest.mark.parametrize(
+    ("repository", "file", "holds"),
+    [
+        ("rest:https://host/x", "repository", "https://copies:the%20rest_password@host/x"),
+        ("s3:https://host/bucket", "s3", "aws_secret_access_key = the s3_secret_key"),
+    ],
+)
+def test_accounts_are_in_files(
+    ran: list[tuple[str, ...]], repository: str, file: str, holds: str
+) -> None:
+    """FS-8: in memory, for restic alone; in no argument or variable, as `ran` sees to."""
+    keeper.copy(policy(repository))
+    path = keeper.MEMORY / file
+    assert holds in path.read_text()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_what_is_said_holds_no_secret(
+    ran: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FS-8: whatever a server or restic repeats of it."""
+    monkeypatch.setattr(keeper, "run", refusing("restic ended with 1: no such user: the password"))
+    with pytest.raises(keeper.Refused, match=r"no such user: \*\*\*"):
+        keeper.copy(policy())
