@@ -197,7 +197,7 @@ def test_a_logical_dump(world: World) -> None:
     ENGINE.run("sh", "-c", f"cd {path} && sha256sum --check --quiet SHA256SUMS")
     assert "CREATE ROLE app_owner" in (path / "roles.sql").read_text()
     items = world.stack.engine.run(
-        "sh", "-c", 'docker exec -i "$0" pg_restore --data-only --table=items < "$1"',
+        "sh", "-c", 'docker exec -i "$0" pg_restore --file=- --data-only --table=items < "$1"',
         world.stack.one("postgres")["Id"], str(path / "app.dump"),
     )  # fmt: skip
     assert "COPY public.items" in items

@@ -140,7 +140,9 @@ def look(tmp_path: Path, **changes: Any) -> preflight.Preflight:
         "certificate": None,
         "secrets": None,
         "directories": [],
+        "volumes": [],
         "firewall": None,
+        "marks": {},
         "become_error": "",
         **changes,
     }
@@ -337,6 +339,14 @@ def test_secrets_of_the_slots(engine: Callable[..., FakeEngine], tmp_path: Path)
         "blue": {"one": {"file": "/one"}, "three": {"file": "/three"}},
         "green": {},
     }
+
+
+def test_marks(engine: Callable[..., FakeEngine], tmp_path: Path) -> None:
+    """FS-7: what an earlier run has noted, such as that the key of the copy was shown."""
+    engine()
+    (tmp_path / "shown").write_text("1a2b\n")
+    wanted = {"one": str(tmp_path / "shown"), "other": str(tmp_path / "absent")}
+    assert look(tmp_path, marks=wanted).facts["marks"] == {"one": "1a2b", "other": ""}
 
 
 def test_directories(engine: Callable[..., FakeEngine], tmp_path: Path) -> None:
