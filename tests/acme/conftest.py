@@ -38,6 +38,7 @@ SHORT, LONG = "https://pebble:14000/dir", "https://pebble:14001/dir"
 LIFE = 60
 KEEPER = ("python3", "/etc/compose-stack/current/bin/keeper.py")
 AUTHORITY = f"{PROJECT}-authority"
+IMAGE = f"{PROJECT}/authority:1"
 SECRET = base64.b64encode(uuid.uuid4().bytes * 2).decode()
 ENGINE = Engine()
 
@@ -253,10 +254,9 @@ def start_the_authority(scratch: Path) -> None:
         *("docker", "image", "ls", "--filter=reference=compose-stack/base"),
         "--format={{.Repository}}:{{.Tag}}",
     )
-    image = f"{PROJECT}/authority:1"
     ENGINE.run(
         *("docker", "buildx", "build", "--quiet", f"--build-arg=BASE_IMAGE={known.split()[0]}"),
-        *(f"--tag={image}", str(ROOT / "tests" / "acme" / "authority")),
+        *(f"--tag={IMAGE}", str(ROOT / "tests" / "acme" / "authority")),
         seconds=300,
     )
     ENGINE.run("docker", "network", "create", AUTHORITY)
@@ -265,7 +265,7 @@ def start_the_authority(scratch: Path) -> None:
         *("--publish=127.0.0.1::15000", "--publish=127.0.0.1::15001"),
         *(f"--volume={scratch / 'certificate'}:/certificate:ro", f"--env=TSIG_SECRET={SECRET}"),
         f"--env=LIFE={LIFE}",
-        image,
+        IMAGE,
     )
 
 
@@ -289,6 +289,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 def clean(world: World) -> None:
     ENGINE.run("docker", "rm", "--force", "--volumes", AUTHORITY, check=False)
     ENGINE.run("docker", "network", "rm", AUTHORITY, check=False)
+    ENGINE.run("docker", "image", "rm", "--force", IMAGE, check=False)
     world.run("clean.yml", clean_confirm=PROJECT).succeeded()
 
 
