@@ -123,6 +123,8 @@ class World:
                 yield
             finally:
                 self.psql("DROP TABLE here")
+                # Else a later drill may go back to a moment at which it was there.
+                self.stack.execute("postgres", *PSQL[:-1], *markers)
             return
         if how == "a truncated dump":
             (path,) = (BENCH.backups / "dumps").glob("*/app.dump")
