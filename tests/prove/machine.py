@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -134,9 +135,7 @@ class Machine:
             ),
             60,
         )
-        wait_for(
-            "sshd", lambda: self.engine.succeeds("systemctl", "is-active", "--quiet", "ssh"), 30
-        )
+        wait_for("an answer on SSH", _greets, 60)
 
     @property
     def engine(self) -> Engine:
@@ -174,6 +173,15 @@ class Machine:
 
     def run(self, *options: str, **arguments: Any) -> Run:
         return playbook(self.inventory, *options, **arguments)
+
+
+def _greets() -> bool:
+    with (
+        contextlib.suppress(OSError),
+        socket.create_connection(("127.0.0.1", SSH_PORT), timeout=5) as connection,
+    ):
+        return connection.recv(4) == b"SSH-"
+    return False
 
 
 def _output(*command: str, check: bool = True) -> str:
