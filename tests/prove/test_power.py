@@ -21,7 +21,7 @@ from tests.bench.__main__ import INVENTORY
 from tests.figures import page, write
 from tests.harness import ROOT, playbook, wait_for
 from tests.prove.machine import Machine, missing
-from tests.prove.test_interruptions import PREFIX, TIMED, moments, settings
+from tests.prove.test_interruptions import AT_ONCE, PREFIX, TIMED, moments, settings
 from tests.prove.world import PSQL
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ NOTES = """\
 - Each row is a release that changes a setting of the API, one of nginx and one of redis-queue, or
   brings another image of the API. *After power-on* says what served before anybody did anything:
   the version of the API, nginx' settings, and redis-queue's container. The seconds count from
-  power-on to 200 from `/health`.
+  power-on to 200 from `/health`. Once the rendered configuration is in place, containers of the old
+  release that are booted read what is new of the files they read at a start, until the next run.
 - From before the run until after the next one items were posted, 20 a second: each 201 was looked
   for in the database at the end of its row.
 - `make status`, `releases` and `journal` were asked before the *next run*, which was the same
@@ -113,7 +114,8 @@ class Release:
         return {
             "API": f"{self.archive.stem} {self.settings['api_log_level']}",
             "nginx": f"max-age={self.settings['nginx_hsts_seconds']}",
-            "redis-queue": f"{memory} {(self.settings['redis_queue_memory_mb'] * 6 // 10) << 20}",
+            "redis-queue": str(memory),
+            "its settings": str((self.settings["redis_queue_memory_mb"] * 6 // 10) << 20),
         }
 
 
@@ -152,7 +154,8 @@ def shown(stack: Stack) -> dict[str, str]:
     return {
         "API": f"{version[1] if version else '?'} {level.partition('=')[2]}",
         "nginx": stack.site.get("/health").headers["Strict-Transport-Security"],
-        "redis-queue": f"{limit} {most[1]}",
+        "redis-queue": str(limit),
+        "its settings": most[1],
     }
 
 
@@ -266,7 +269,11 @@ def entries(output: str) -> list[str]:
 
 def interrupted(machine: Machine, release: Release, task: str, later: float) -> None:
     run = machine.run(
-        variables=release.variables, interrupt_at=task, kill_after=later, before_kill=machine.cut
+        variables=release.variables,
+        interrupt_at=task,
+        kill_after=later,
+        before_kill=machine.cut,
+        environment=AT_ONCE,
     )
     assert run.returncode != 0, f"{task} {later}"
 
