@@ -404,7 +404,7 @@ def test_another_host(copied: World, tmp_path: Path) -> None:
     for part in ("secrets", "tls", "state"):
         ENGINE.run("mv", str(tmp_path / "source" / part), BENCH.directory)
     ENGINE.run("mv", str(tmp_path / "source" / "backup"), str(BENCH.backups))
-    run = copied.run("site.yml", **OFFSITE, stack_up_timeout_seconds=40).failed()
+    run = copied.run("site.yml", **OFFSITE, stack_up_timeout_seconds=120).failed()
     assert "and there was one: is its disk mounted?" in said(run)
     copied.restore(restore_time="latest", **OFFSITE).succeeded()
     copied.run("site.yml", **OFFSITE).succeeded()
