@@ -67,7 +67,7 @@ clean: controller ## remove the stack and ALL ITS DATA; asks first, CONFIRM=<pro
 .PHONY: release
 release: export REASON = $(value WHY)
 release: controller ## deploy a new version, watched; WHY='a faster search' is kept with it
-	@$(playbook) playbooks/site.yml \
+	@$(playbook) playbooks/release.yml \
 	  --extra-vars "$$(python -c 'import json, os; print(json.dumps({"stack_reason": os.environ["REASON"]}))')"
 
 .PHONY: rollback

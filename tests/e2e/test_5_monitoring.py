@@ -34,11 +34,11 @@ SERVICES = {*EXPORTERS, "prometheus", "alertmanager"}
 # Where its image can be had: from a registry, or from an archive in vendor/.
 OPTIONAL = {"grafana"}
 # Of panels that show something only when something is wrong, or where the kernel or a ceiling
-# allows it.
+# allows it, or of a room that has nowhere to copy to here.
 QUIET = re.compile(
     r'status=~?"[45]|ALERTS|container_exit_code|_pressure_|maxmemory|redis_memory_max'
     r"|api:|offset 15s|alertmanager_notifications_failed|detected_level|mdadm|edac|hwmon|ntp|timex"
-    r"|drill_last"
+    r"|drill_last|offsite"
 )
 
 
