@@ -8,6 +8,7 @@ import http.client
 import json
 import multiprocessing
 import os
+import re
 import statistics
 import time
 import uuid
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 BATCHES = 100
 BATCH = 10_000
 CLIENTS = 4
-ROUNDS = 3
+ROUNDS = 5
 SECONDS = 10
 PER_SECOND = 40
 METRICS = 20
@@ -247,7 +248,7 @@ def _readers(stack: Stack) -> Iterator[Callable[[], int]]:
 
 
 def _read(stack: Stack, rows: Synchronized[int]) -> None:
-    """Page through the month, over and over; count the rows read."""
+    """Page through the month, over and over; count the rows read, and make nothing of them."""
     os.nice(READERS_NICE)
     connection = next(_connections(stack))
     since = (datetime.now(UTC) - timedelta(days=DAYS)).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -258,6 +259,6 @@ def _read(stack: Stack, rows: Synchronized[int]) -> None:
         answer = connection.getresponse()
         body = answer.read()
         assert answer.status == http.HTTPStatus.OK, body
-        page = json.loads(body)
-        rows.value += len(page["buckets"])
-        cursor = f"&cursor={page['next_cursor']}" if page["next_cursor"] else ""
+        rows.value += body.count(b'"bucket":')
+        following = re.search(rb'"next_cursor":"([^"]+)"', body)
+        cursor = f"&cursor={following[1].decode()}" if following else ""
