@@ -438,8 +438,8 @@ NOTES = f"""\
   many processes; the plain COPY goes into a hypertable with the same index and knows nothing of
   ids. One processor, half a core. Reports: {usage.PER_SECOND} a second, one event each, timed from
   when each was due, in {usage.ROUNDS} rounds of {usage.SECONDS} s without and with readers.
-  Readers are processes of nice {usage.READERS_NICE}: clients are elsewhere and take the stack no
-  processor.
+  Readers are processes of nice {usage.READERS_NICE} that make nothing of what they read: clients
+  are elsewhere and take the stack no processor.
 - Endpoints: {endpoints.CLIENTS} clients on the same machine. The limit is what is answered when
   each sends the next request at once, for {endpoints.SECONDS} s; then requests come at half of
   that pace, and each is timed from when it was due.
