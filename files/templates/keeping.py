@@ -1,4 +1,4 @@
-"""What the keepers of backups have in common; a part of each."""
+"""What the keepers of backups and of certificates have in common; a part of each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import urllib.request
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 EVERY = 60
@@ -50,13 +50,27 @@ class State:
         # The server's threads, and what is typed meanwhile.
         with self.path.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            text = json.dumps({**self.read(), **values}, indent=1)
-            fresh = self.path.with_suffix(".new")
-            with fresh.open("w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            fresh.rename(self.path)
+            write(self.path, json.dumps({**self.read(), **values}, indent=1), 0o600)
+
+
+def write(path: Path, text: str, mode: int) -> None:
+    """Write a file, which is there as a whole or as it was."""
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.unlink(missing_ok=True)
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
+        os.fchmod(file.fileno(), mode)
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """While no other process of the keeper holds this lock."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def now() -> dt.datetime:
@@ -118,7 +132,7 @@ def gauges(values: dict[str, float | dict[str, float]]) -> str:
     """Figures as Prometheus reads them; those with labels by `label="value"`."""
     lines = []
     for name, value in values.items():
-        lines.append(f"# TYPE {name} gauge")
+        lines.append(f"# TYPE {name} {'counter' if name.endswith('_total') else 'gauge'}")
         if isinstance(value, dict):
             # No two braces side by side: this file is rendered.
             lines += [name + "{" + labels + "} " + str(value[labels]) for labels in value]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SOURCE = ROOT / "roles" / "acme" / "templates" / "bin" / "keeper.py"
+sys.path.insert(0, str(ROOT / "files" / "templates"))  # what it shares with other keepers
 _spec = importlib.util.spec_from_file_location("acme_keeper", SOURCE)
 assert _spec is not None
 assert _spec.loader is not None
@@ -47,7 +48,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(keeper, "LIVE", tmp_path / "live")
     monkeypatch.setattr(keeper, "CONFIG", tmp_path / "config")
     monkeypatch.setattr(keeper, "SECRETS", tmp_path / "secrets")
-    monkeypatch.setattr(keeper, "STATE", keeper.State(tmp_path / "home" / "keeper.json"))
+    monkeypatch.setattr(
+        keeper, "STATE", keeper.State(tmp_path / "home" / "keeper.json", **keeper.REMEMBERED)
+    )
     (tmp_path / "config" / "request.json").write_text(json.dumps(vars(WANTED)))
     return tmp_path
 

@@ -12,11 +12,9 @@ old certificate and the new key, or the other way round, meets the same key.
 
 from __future__ import annotations
 
-import contextlib
+import argparse
 import datetime as dt
-import fcntl
 import hashlib
-import http.server
 import itertools
 import json
 import os
@@ -25,9 +23,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,9 +31,21 @@ from typing import TYPE_CHECKING, Any
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from keeping import (
+    Refused,
+    State,
+    alone,
+    answered,
+    ask_health,
+    gauges,
+    now,
+    say,
+    serve_metrics,
+    write,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
 HOME = Path("/var/lib/acme")
 LIVE = Path("/var/lib/tls")
@@ -52,10 +60,6 @@ PAUSES = (60, 300, 900, 3600)
 failures of a name in an hour, and one more every twelve minutes."""
 LONGEST = 1800
 """Seconds that a request may take: a record in the DNS has to get around."""
-
-
-class Refused(Exception):  # noqa: N818  it is an answer
-    """What was asked cannot be done; the text is for the operator."""
 
 
 @dataclass(frozen=True)
@@ -144,46 +148,9 @@ def public(key: Any) -> bytes:
 # -- what is there ------------------------------------------------------------------------------
 
 
-class State:
-    """What the keeper remembers: the pair, whence it came, and what failed since."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def read(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"requests": 0, "failed": 0, "failures": 0, "why": "", "next": 0}
-        with contextlib.suppress(FileNotFoundError):
-            found.update(json.loads(self.path.read_text()))
-        return found
-
-    def update(self, **values: Any) -> None:
-        write(self.path, json.dumps({**self.read(), **values}, indent=1), 0o600)
-
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """While what is typed and what is due would ask at once."""
-        with self.path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-
-
-STATE = State(HOME / "keeper.json")
-
-
-def write(path: Path, text: str, mode: int) -> None:
-    """Write a file, which is there as a whole or as it was."""
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.unlink(missing_ok=True)
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
-        os.fchmod(file.fileno(), mode)
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-
-
-def now() -> dt.datetime:
-    return dt.datetime.now(dt.UTC)
+REMEMBERED: dict[str, Any] = {"requests": 0, "failed": 0, "failures": 0, "why": "", "next": 0}
+STATE = State(HOME / "keeper.json", **REMEMBERED)
+"""The pair, whence it came, and what failed since."""
 
 
 def kept() -> Pair | None:
@@ -417,7 +384,7 @@ def look() -> None:
     Raises:
         Refused: it failed.
     """
-    with STATE.locked():
+    with alone(HOME / ".lock"):
         wanted = Wanted.read()
         put_in_place(wanted)
         why, state = due(wanted, now()), STATE.read()
@@ -429,19 +396,19 @@ def look() -> None:
 
 
 def serve() -> None:
-    server = http.server.ThreadingHTTPServer(("", PORT), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    status = Status()
+    serve_metrics(PORT, status.text)
     while True:
         try:
             look()
-            Handler.trouble = ""
+            status.trouble = False
         except Refused as error:
             say(f"no certificate: {error}")
-            Handler.trouble = ""
+            status.trouble = False
         except (OSError, ValueError, KeyError) as error:
             # Such as a directory that is not the keeper's any more: the mode was changed.
             say(f"cannot keep the certificate: {error}")
-            Handler.trouble = str(error)
+            status.trouble = True
         pair = kept()
         time.sleep(min(EVERY, max(1.0, pair.life.total_seconds() / 60)) if pair else EVERY)
 
@@ -452,10 +419,13 @@ def renew() -> dict[str, Any]:
     Raises:
         Refused: there is none.
     """
-    with STATE.locked():
-        wanted = Wanted.read()
-        ask(wanted, fresh_key=True)
-        put_in_place(wanted)
+    try:
+        with alone(HOME / ".lock"):
+            wanted = Wanted.read()
+            ask(wanted, fresh_key=True)
+            put_in_place(wanted)
+    except (OSError, ValueError) as error:
+        raise Refused(str(error)) from error
     return show()
 
 
@@ -486,60 +456,42 @@ def moment(seconds: float) -> str:
     return dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+class Status:
+    """What the keeper says of itself on /metrics."""
+
+    def __init__(self) -> None:
+        self.trouble = False
+        """Whether the keeper cannot look at all."""
+
+    def text(self) -> str:
+        state, own, pair = STATE.read(), kept(), served()
+        values: dict[str, float | dict[str, float]] = {
+            "acme_failing": int(bool(state["failures"] or self.trouble)),
+            "acme_requests_total": state["requests"],
+            "acme_requests_failed_total": state["failed"],
+            "acme_last_success_timestamp_seconds": state.get("success", 0),
+            "acme_renewal_timestamp_seconds": own.renewal.timestamp() if own else 0,
+            "acme_certificate_issued": int(pair is not None and pair == own),
+        }
+        if pair:
+            values["acme_certificate_expiry_timestamp_seconds"] = pair.ends.timestamp()
+            values["acme_certificate_lifetime_seconds"] = pair.life.total_seconds()
+        return gauges(values)
 
 
-def metrics(trouble: str) -> str:
-    state, own, pair = STATE.read(), kept(), served()
-    values = {
-        "acme_failing gauge": int(bool(state["failures"] or trouble)),
-        "acme_requests_total counter": state["requests"],
-        "acme_requests_failed_total counter": state["failed"],
-        "acme_last_success_timestamp_seconds gauge": state.get("success", 0),
-        "acme_renewal_timestamp_seconds gauge": own.renewal.timestamp() if own else 0,
-        "acme_certificate_issued gauge": int(pair is not None and pair == own),
+def main(words: Sequence[str]) -> Any:
+    parser = argparse.ArgumentParser()
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    answers: dict[str, Callable[[], Any]] = {
+        "serve": serve,
+        "renew": renew,
+        "show": show,
+        "healthy": lambda: ask_health(PORT),
     }
-    if pair:
-        values["acme_certificate_expiry_timestamp_seconds gauge"] = pair.ends.timestamp()
-        values["acme_certificate_lifetime_seconds gauge"] = pair.life.total_seconds()
-    return "".join(
-        f"# TYPE {name}\n{name.split()[0]} {value:.15g}\n" for name, value in values.items()
-    )
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    trouble = ""
-    """What keeps the keeper from looking at all."""
-
-    def do_GET(self) -> None:
-        body = metrics(self.trouble).encode() if self.path == "/metrics" else b"ok\n"
-        self.send_response(200)
-        self.send_header("Content-Type", "text/plain; version=0.0.4")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing of each."""
-
-
-def main(words: Sequence[str]) -> None:
-    verb = words[0] if words else ""
-    if verb == "serve":
-        serve()
-    elif verb == "healthy":
-        urllib.request.urlopen(f"http://127.0.0.1:{PORT}/", timeout=4).close()
-    elif verb in ("renew", "show"):
-        try:
-            found = renew() if verb == "renew" else show()
-        except (Refused, OSError, ValueError) as error:
-            print(json.dumps({"refused": str(error)}))
-            sys.exit(1)
-        print(json.dumps(found))
-    else:
-        sys.exit(__doc__)
+    for verb in answers:
+        verbs.add_parser(verb)
+    return answers[parser.parse_args(words).verb]()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    answered(lambda: main(sys.argv[1:]))
