@@ -106,11 +106,15 @@ def playbook(
         command += ["-e", json.dumps(variables)]
     with tempfile.TemporaryDirectory(prefix="run-record-") as directory:
         record = Path(directory, "record.jsonl")
+        variant = {**ansible_environment(record), **(environment or {})}
+        if interrupt_at is not None:
+            # Otherwise a task is named only when it has ended.
+            variant["ANSIBLE_DISPLAY_SKIPPED_HOSTS"] = "1"
         began = time.monotonic()
         with subprocess.Popen(
             command,
             cwd=ROOT,
-            env={**ansible_environment(record), **(environment or {})},
+            env=variant,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -51,7 +51,6 @@ def receiver() -> Iterator[Receiver]:
 
 @pytest.fixture(scope="module")
 def settings(anything: Stack, receiver: Receiver) -> dict[str, Any]:
-    site_yml().succeeded()
     network = json.loads(anything.engine.run("docker", "network", "inspect", f"{PROJECT}_frontend"))
     address = f"http://{network[0]['IPAM']['Config'][0]['Gateway']}:{receiver.port}"
     return {

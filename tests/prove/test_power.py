@@ -21,7 +21,7 @@ from tests.bench.__main__ import INVENTORY
 from tests.figures import page, write
 from tests.harness import ROOT, playbook, wait_for
 from tests.prove.machine import Machine, missing
-from tests.prove.test_interruptions import AT_ONCE, PREFIX, TIMED, moments, settings
+from tests.prove.test_interruptions import PREFIX, TIMED, moments, settings
 from tests.prove.world import PSQL
 
 if TYPE_CHECKING:
@@ -273,7 +273,6 @@ def interrupted(machine: Machine, release: Release, task: str, later: float) -> 
         interrupt_at=task,
         kill_after=later,
         before_kill=machine.cut,
-        environment=AT_ONCE,
     )
     assert run.returncode != 0, f"{task} {later}"
 
