@@ -185,10 +185,9 @@ class TestSlotThatNeverServes:
         ("line", "reason"),
         [
             ("assert path.id % 20, 'every twentieth'", "requests ended with a 5xx"),
-            ("__import__('time').sleep(0.3)", "requests took longer than"),
             ("path.id % 20 or __import__('os')._exit(1)", "so the proxy says"),
         ],
-        ids=["errors", "slow", "dies"],
+        ids=["errors", "dies"],
     )
     def test_version_that_serves_worse(
         self, stack: Stack, source: Path, line: str, reason: str
@@ -205,7 +204,6 @@ class TestSlotThatNeverServes:
         refused(run, f"serves worse than {slot.removeprefix('api-')} did", reason)
         refused(run, "What ran before runs on")
         assert stack.api_slot() == slot
-        site_yml().succeeded()
 
     def test_password_of_a_change_that_fails(self, stack: Stack, source: Path) -> None:
         """FS-8, FS-3: what serves keeps the secrets it was started with."""
@@ -338,17 +336,14 @@ class TestTwoAtOnce:
 
 
 class TestInterrupted:
-    """Ctrl-C at any task."""
+    """Ctrl-C; `make prove` does so at every task."""
 
     @pytest.mark.parametrize(
         "task",
         [
-            "TASK [secrets",
-            "TASK [nginx : Render nginx]",
             "TASK [stack : Put the rendered configuration in place]",
             "TASK [stack : Start what is new or changed",
             "TASK [stack : Switch to the slot that is healthy",
-            "TASK [stack : Reload what can reload]",
         ],
     )
     def test_next_run_converges(self, stack: Stack, task: str) -> None:
@@ -401,6 +396,23 @@ class TestFromNothingAgain:
         site_yml().succeeded()
         assert stack.execute("backup", "cat", mark) == "kept\n"
         stack.execute("backup", "rm", mark)
+
+    def test_clean_takes_nothing_from_others(self, stack: Stack) -> None:
+        """CS-13: an inventory that was copied may name the directories of another stack."""
+        from .conftest import clean
+
+        image = stack.one("postgres")["Image"]
+        guest = stack.engine.run(
+            "docker", "run", "--detach", f"--volume={SETTINGS['redis_data_dir']}/queue:/data",
+            "--label=com.docker.compose.project=another", image, "sleep", "infinity",
+        ).strip()  # fmt: skip
+        before = stack.lives()
+        try:
+            run = clean()
+        finally:
+            stack.engine.run("docker", "rm", "--force", guest)
+        refused(run, "Nothing was removed", "of another project use directories of this one")
+        assert stack.lives() == before
 
     def test_clean_leaves_nothing_and_up_starts_afresh(self, stack: Stack) -> None:
         """CS-15, CS-13: `make clean` removes data and all; the next `make up` is healthy again."""
