@@ -101,8 +101,9 @@ def run(*command: str, seconds: float | None = None, **environment: str) -> str:
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, timeout=seconds, check=False, env={**os.environ, **environment},
         )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise Refused(f"{command[0]} took more than {seconds} s") from None
+    except subprocess.TimeoutExpired as error:
+        said = (error.stdout or b"").decode(errors="replace")
+        raise Refused(f"{command[0]} took more than {seconds} s", said) from None
     if done.returncode:
         said = " ".join(done.stdout.strip().splitlines()[-3:])
         raise Refused(f"{command[0]} ended with {done.returncode}: {said}", done.stdout)

@@ -71,7 +71,7 @@ def test_what_is_due(ran: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
     """FS-7: a copy every quarter of an hour; once a day what is old goes, and all is read."""
     keeper.tend(policy())
     assert verbs(ran) == [
-        "cat", "unlock", "backup", "snapshots", "forget", "stats", "cat", "unlock", "check",
+        "init", "cat", "unlock", "backup", "snapshots", "forget", "stats", "cat", "unlock", "check",
     ]  # fmt: skip
     assert ran[-1][1:] == ("--read-data-subset", "100%")
     ran.clear()
@@ -108,7 +108,7 @@ def test_a_backup_that_comes_meanwhile(
     """FS-7: half of it is in no copy that is kept."""
     changing(2, keeper.SOURCE, monkeypatch)
     keeper.copy(policy())
-    assert verbs(ran)[2:] == ["backup", "forget", "backup", "forget", "backup", "snapshots"]
+    assert verbs(ran)[3:] == ["backup", "forget", "backup", "forget", "backup", "snapshots"]
 
 
 def test_backups_that_never_rest(
@@ -129,30 +129,34 @@ def refusing(text: str) -> Callable[..., str]:
     return run
 
 
-@pytest.mark.parametrize("known", ["a" * 64, None])
-def test_an_empty_place(
-    ran: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, known: str | None
-) -> None:
+def test_an_empty_place(ran: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Bad input: a repository that was there is not made anew, until somebody wants it."""
-    keeper.STATE.update(repository=known)
-    run: Callable[..., str] = keeper.run
-    empty = [True]
-
-    def missing(*command: str, **environment: Any) -> str:
-        if "init" in command:
-            empty[0] = False
-        if "cat" in command and empty[0]:
-            raise keeper.Refused("restic ended with 10: Fatal: repository does not exist")
-        return run(*command, **environment)
-
-    monkeypatch.setattr(keeper, "run", missing)
-    if known:
-        with pytest.raises(keeper.Refused, match="The repository is gone"):
-            keeper.copy(policy())
-        assert ran == []
-        keeper.begin()
+    keeper.STATE.update(repository="a" * 64)
+    run = keeper.run
+    missing = "restic ended with 10: Fatal: repository does not exist"
+    monkeypatch.setattr(keeper, "run", refusing(missing))
+    with pytest.raises(keeper.Refused, match="The repository is gone"):
+        keeper.copy(policy())
+    keeper.begin()
+    monkeypatch.setattr(keeper, "run", run)
     keeper.copy(policy())
     assert verbs(ran)[0] == "init"
+
+
+def test_a_repository_of_before(
+    ran: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FS-7: it is gone on with; restic makes none where there is one."""
+    run: Callable[..., str] = keeper.run
+
+    def there(*command: str, **environment: Any) -> str:
+        if "init" in command:
+            raise keeper.Refused("restic ended with 1: Fatal: config already initialized")
+        return run(*command, **environment)
+
+    monkeypatch.setattr(keeper, "run", there)
+    keeper.copy(policy())
+    assert verbs(ran)[0] == "cat"
 
 
 def test_another_repository(ran: list[tuple[str, ...]]) -> None:

@@ -60,14 +60,15 @@ SMALL = 1 << 30
 """Bytes up to which a check reads all of the repository, and not a seventh."""
 ATTEMPTS = 5
 """Copies that are made in a row when the backups change meanwhile."""
-PATIENCE = 120
-"""Seconds within which a repository must open."""
+PATIENCE = 60
+"""Seconds within which a repository must open; restic would go on for a quarter of an hour."""
 SSH = (
     "-F", "/dev/null", "-i", str(MEMORY / "ssh_key"),
     *("-o", f"UserKnownHostsFile={CONFIG}/known_hosts"), *("-o", "StrictHostKeyChecking=yes"),
     *("-o", "BatchMode=yes"), *("-o", "ConnectTimeout=15"), *("-o", "ServerAliveInterval=15"),
 )  # fmt: skip
 BEGIN = "docker compose exec offsite python3 /etc/compose-stack/current/bin/keeper.py begin"
+GONE = "restic ended with 10:|config cannot be loaded.*does not exist|bucket does not exist"
 DAMAGED = "A part of the repository is damaged."
 REASONS = {
     "The key does not open the repository, which was made with another one: set that as "
@@ -86,7 +87,7 @@ REASONS = {
         "403 Forbidden",
         "Access Denied",
         "InvalidAccessKeyId",
-        "SignatureDoesNotMatch",
+        "SignatureDoesNotMatch|request signature we calculated",
     ),
     "The server's certificate is not to be trusted: see offsite_ca_certificate.": (
         "x509: certificate",
@@ -106,7 +107,7 @@ REASONS = {
         "hash mismatch|does not match|contains [0-9]+ errors",
         "ciphertext verification failed",
         "not found in (any )?index",
-        "pack [0-9a-f]+: does not exist",
+        "pack [0-9a-f]+: does not exist|specified key does not exist",
         "invalid data returned",
     ),
 }
@@ -245,21 +246,23 @@ def opened(policy: Policy) -> None:
     options(policy)  # with the key that ssh needs
     reach(policy)
     known = STATE.read()["repository"]
+    if known is None:
+        try:
+            restic(policy, "init", seconds=PATIENCE)
+        except Refused as error:
+            if "already" not in str(error):
+                raise
     try:
         text = restic(policy, "cat", "config", seconds=PATIENCE)
     except Refused as error:
-        # By restic's own code: neither a server that is away nor a wrong key is an empty place.
-        empty = "restic ended with 10:" in str(error)
-        if not empty and not re.search("config cannot be loaded.*does not exist", str(error)):
+        # By restic's own words: neither a server that is away nor a wrong key is an empty place.
+        if not re.search(GONE, str(error) + error.output):
             raise
-        if known or not empty:
-            raise Refused(
-                "The repository is gone: where it was is none. Is its disk mounted, and was it "
-                "when `offsite` was started? Nothing was made in its place; to begin another one "
-                f"on purpose: {BEGIN}"
-            ) from None
-        restic(policy, "init")
-        text = restic(policy, "cat", "config", seconds=PATIENCE)
+        raise Refused(
+            "The repository is gone: where it was is none. Is its disk mounted, and was it when "
+            "`offsite` was started? Nothing was made in its place; to begin another one on "
+            f"purpose: {BEGIN}"
+        ) from None
     found = json.loads(text[text.index("{") : text.rindex("}") + 1])["id"]
     if known and found != known:
         raise Refused(
