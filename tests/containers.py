@@ -121,11 +121,19 @@ class Containers:
 
     def test_application_role_is_least_privileged(self, stack: Stack) -> None:
         """FS-8: what serves requests can neither change the schema nor become a superuser."""
-        query = "SELECT rolname, rolsuper, rolcreaterole FROM pg_roles WHERE rolname LIKE 'app%'"
-        assert set(self.psql(stack, query)) == {"app_owner|f|f", "app|f|f", "app_query|f|f"}
+        query = (
+            "SELECT rolname, rolsuper, rolcreaterole, rolcanlogin FROM pg_roles"
+            " WHERE rolname LIKE 'app%'"
+        )
+        members = {"app_owner": "owner", "app": "app", "app_query": "query"}
+        logins = {stack.login(f"postgres_{of}_password", role)[0] for role, of in members.items()}
+        assert set(self.psql(stack, query)) == {
+            *(f"{role}|f|f|f" for role in members),
+            *(f"{login}|f|f|t" for login in logins),
+        }
         owned = (
             "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
-            " AND tableowner IN ('app', 'app_query')"
+            " AND tableowner <> 'app_owner'"
         )
         assert self.psql(stack, owned) == ["0"]
         granted = (
@@ -139,12 +147,8 @@ class Containers:
         """UT-6, FS-5: asked of the servers, as the application; its password is not shown."""
         policies = {"redis-cache": "allkeys-lru", "redis-queue": "noeviction"}
         for service, policy in policies.items():
-            name = service.removeprefix("redis-")
-            script = (
-                f'REDISCLI_AUTH="$(cat /run/secrets/redis_{name}_password)" '
-                "exec redis-cli --user app INFO everything"
-            )
-            said = stack.execute(service, "sh", "-ec", script)
+            cli = ("sh", "/etc/compose-stack/current/boot/cli.sh", service.removeprefix("redis-"))
+            said = stack.execute(service, *cli, "INFO", "everything")
             values = dict(line.split(":", 1) for line in said.splitlines() if ":" in line)
             memory = stack.one(service)["HostConfig"]["Memory"] >> 20
             assert values["maxmemory_policy"] == policy

@@ -315,6 +315,13 @@ class Stack:
         """Output of a command inside the one container of a service."""
         return self.engine.run("docker", "exec", self.one(service)["Id"], *command, check=check)
 
+    def login(self, secret: str, role: str = "app") -> tuple[str, str]:
+        """As whom what runs signs in with a secret, and the secret."""
+        password = self.engine.run("cat", f"{self.directory}/secrets/{secret}")
+        same = 'cd "$0/secrets"; for v in .versions/$1/*; do cmp -s $1 $v && echo ${v##*/}; done'
+        version = self.engine.run("sh", "-c", same, self.directory, secret, check=False)
+        return f"{role}_{version.strip()}", password
+
     def compose(self, *command: str, seconds: float = 180) -> str:
         """`docker compose` typed by hand in the stack's directory."""
         return self.engine.run(

@@ -120,11 +120,17 @@ class Restored(NamedTuple):
 
 
 def restore(
-    path: Path, number: int, services: Path, slots: Sequence[str], serving: str | None
+    path: Path,
+    number: int,
+    services: Path,
+    slots: Sequence[str],
+    serving: str | None,
+    secrets: Mapping[str, str],
 ) -> Restored:
     """Read a release, with its API in a slot that does not serve.
 
-    Where the serving slot runs just that already, it stays.
+    Where the serving slot runs just that already, it stays. The secrets are those of today, by the
+    present version of each: servers may refuse the earlier ones, which may be known to a thief.
 
     Raises:
         TreeError: the release is not whole.
@@ -134,6 +140,11 @@ def restore(
     for name, wanted in facts["trees"].items():
         if trees.digest(found[name]) != wanted:
             raise TreeError(f"release {number} is not as it was recorded: {path}/{number}/{name}")
+    then = facts.get("secrets", {})
+    turned = {then[name]: version for name, version in secrets.items() if name in then}
+    # Where they lay before servers were to accept more than one.
+    turned |= {f"{name}.{then[name]}": f"{name}/{secrets[name]}" for name in secrets.keys() & then}
+    found = {name: _with_versions(tree, turned) for name, tree in found.items()}
     if "api" not in found:
         return Restored(None, found)
     live = trees.scan(str(services / "api" / "current"))
@@ -174,6 +185,21 @@ def stage(path: Path, found: Mapping[str, Tree]) -> None:
         for name, tree in found.items():
             trees.make_scratch(str(path / name), 0o755)
             trees.write(str(path / name / "current"), tree, durable=False)
+
+
+def _with_versions(tree: Tree, turned: Mapping[str, str]) -> Tree:
+    """A tree that names other versions of secrets; such a version is found nowhere else."""
+    if not turned:
+        return tree
+    pattern = re.compile("|".join(map(re.escape, turned)).encode())
+
+    def present(found: re.Match[bytes]) -> bytes:
+        return turned[found[0].decode()].encode()
+
+    return {
+        name: replace(entry, content=pattern.sub(present, entry.content))
+        for name, entry in tree.items()
+    }
 
 
 def _with_secrets(released: Entry, live: Entry) -> bytes:

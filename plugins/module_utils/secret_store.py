@@ -1,6 +1,10 @@
 """Secrets as files of a private directory, one each.
 
-Shared by the module secret_files and by preflight, which looks whether they are in order.
+Each content also stands in `.versions/<name>/<version>`, and never changes there. What signs in
+with a secret mounts one version; a server mounts the directory, and accepts every version that is
+in it. The name of one that is no longer to be accepted begins with a dot, until the servers know.
+
+Shared by the modules secret_files, secret_retire and release_stage, and by preflight.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import stat
 import string
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +31,8 @@ _VERSION_KEY = ".version-key"
 _VERSIONS = ".versions"
 _TEMPORARY = ".secret_files."
 _DIRECTORY_MODE = 0o700
+# Below a directory that only root can enter; the servers in their containers are others.
+_SHELF_MODE = 0o755
 _FILE_MODE = 0o444
 _KEY_MODE = 0o400
 
@@ -84,11 +90,24 @@ def write(path: Path, content: bytes, mode: int) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    directory = os.open(path.parent, os.O_RDONLY)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """See that names are on the disk."""
+    directory = os.open(path, os.O_RDONLY)
     try:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+class Former(NamedTuple):
+    """A version of a secret that another has followed."""
+
+    name: str
+    version: str
+    path: Path
 
 
 class SecretFiles:
@@ -138,11 +157,7 @@ class SecretFiles:
             raise RefusedError(f"{self.directory} is not a directory: move it away")
         else:
             self.repair(self.directory, _DIRECTORY_MODE)
-        versions = self.directory / _VERSIONS
-        if versions.is_dir():
-            self.repair(versions, _DIRECTORY_MODE)
-        elif not self.check_mode:
-            versions.mkdir(mode=_DIRECTORY_MODE)
+        self.prepare_directory(self.directory / _VERSIONS, _DIRECTORY_MODE)
         path = self.directory / _VERSION_KEY
         self.key = read(path)
         if self.key is not None:
@@ -151,11 +166,18 @@ class SecretFiles:
             self.key = secrets.token_bytes(32)
             write(path, self.key, _KEY_MODE)
 
-    def ensure(self, name: str, value: str | None) -> None:
-        """Make one secret exist with the given content, or with any."""
+    def prepare_directory(self, path: Path, mode: int) -> None:
+        if path.is_dir():
+            self.repair(path, mode)
+        elif not self.check_mode:
+            path.mkdir()
+            path.chmod(mode)
+
+    def ensure(self, name: str, value: str | None, *, rotate: bool = False) -> None:
+        """Make one secret exist with the given content, or with any; with another, to rotate it."""
         path = self.directory / name
         content = read(path)
-        if content is not None and value is None:
+        if content is not None and value is None and not rotate:
             if content.strip() != content or b"\0" in content:
                 raise RefusedError(
                     f"{path} begins or ends with a blank or line break, or holds NUL: write it "
@@ -166,7 +188,7 @@ class SecretFiles:
             self.repair(path, _FILE_MODE)
         else:
             if value is None:
-                self.actions[name] = "generated"
+                self.actions[name] = "rotated" if content and rotate else "generated"
                 content = "".join(secrets.choice(_ALPHABET) for _ in range(_LENGTH)).encode()
             else:
                 self.actions[name] = "replaced from secrets_values"
@@ -175,29 +197,56 @@ class SecretFiles:
                 write(path, content, _FILE_MODE)
         self.versions[name] = version = self.version(name, content)
         if not self.check_mode:
-            fixed = self.directory / _VERSIONS / f"{name}.{version}"
+            shelf = self.directory / _VERSIONS / name
+            self.prepare_directory(shelf, _SHELF_MODE)
+            fixed = shelf / version
             if read(fixed) != content:
                 write(fixed, content, _FILE_MODE)
             self.repair(fixed, _FILE_MODE)
 
-    def prune(self, referenced: list[str]) -> None:
-        """Remove the versions that are neither the present ones nor in use."""
-        if self.check_mode:
-            return
-        in_use = "".join(
-            file.read_text() for pattern in referenced for file in Path("/").glob(pattern[1:])
-        )
-        for path in (self.directory / _VERSIONS).iterdir():
-            name, _, version = path.name.rpartition(".")
-            # A service that is switched off takes its secret up again when it comes back.
-            stale = name in self.versions and version != self.versions[name]
-            if (stale and path.name not in in_use) or path.name.startswith(_TEMPORARY):
-                path.unlink()
+    def former(self) -> list[Former]:
+        """The versions of these secrets that are not the present ones, retired or not."""
+        home = self.directory / _VERSIONS
+        found = [
+            Former(name, path.name, path)
+            for name in sorted(self.versions)
+            if (home / name).is_dir()
+            for path in sorted((home / name).iterdir())
+            if path.name != self.versions[name]
+        ]
+        # Where they lay before servers were to accept more than one.
+        found += [
+            Former(name.lstrip("."), version, path)
+            for path in sorted(home.iterdir() if home.is_dir() else ())
+            if path.is_file()
+            for name, _, version in [path.name.rpartition(".")]
+        ]
+        return found
+
+    def retire(self, in_use: str) -> list[Former]:
+        """Hide what nothing uses from the servers; all that is hidden now.
+
+        Args:
+            in_use: text that names the versions with which something runs.
+        """
+        hidden = []
+        for item in self.former():
+            if item.path.name.startswith("."):
+                hidden.append(item)
+            elif item.version not in in_use:
+                path = item.path.with_name(f".{item.path.name}")
+                item.path.rename(path)
+                sync_directory(path.parent)
+                hidden.append(item._replace(path=path))
+        return hidden
 
     def version(self, name: str, content: bytes) -> str:
-        if self.key is None or (self.check_mode and self.actions.get(name) == "generated"):
+        if self.key is None or (
+            self.check_mode and self.actions.get(name) in {"generated", "rotated"}
+        ):
             return "pending"
-        return hmac.new(self.key, name.encode() + b"\0" + content, hashlib.sha256).hexdigest()[:12]
+        text = b"login\0" + name.encode() + b"\0" + content
+        return hmac.new(self.key, text, hashlib.sha256).hexdigest()[:12]
 
     def unused(self, names: list[str]) -> list[str]:
         """Secrets that nothing asks for; and what a killed run left behind goes."""
@@ -249,8 +298,10 @@ def in_order(
         if name in given and hashlib.sha256(content).hexdigest() != given[name]:
             return None
         files.ensure(name, content.decode() if name in given else None)
-        fixed = directory / _VERSIONS / f"{name}.{files.versions[name]}"
-        if read(fixed) != content:
+        shelf = directory / _VERSIONS / name
+        fixed = shelf / files.versions[name]
+        if not shelf.is_dir() or read(fixed) != content:
             return None
+        files.repair(shelf, _SHELF_MODE)
         files.repair(fixed, _FILE_MODE)
     return None if files.changed else files

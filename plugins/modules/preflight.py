@@ -784,7 +784,12 @@ class Preflight:
             return
         if found:
             unused = found.unused(wanted["names"])
-            self.facts["secrets"] = {"ready": True, "versions": found.versions, "unused": unused}
+            self.facts["secrets"] = {
+                "ready": True,
+                "versions": found.versions,
+                "unused": unused,
+                "former": sorted({item.name for item in found.former()}),
+            }
 
     def find_certificate(self) -> None:
         self.facts["certificate"] = {"ready": False}

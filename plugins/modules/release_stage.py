@@ -23,6 +23,7 @@ description:
   - With O(switch) it lets the release's version serve at once where it still stands by, as
     M(switch_slot) would. The rest of the release may follow then. In an execution of its own, the
     switch would come half a second later.
+  - The release runs with the secrets of today, whatever they were then.
   - Fails before anything is staged when an image or a secret that the release needs is gone, or
     when the data has been moved since.
 options:
@@ -51,7 +52,7 @@ options:
     elements: str
     required: true
   secrets:
-    description: Directory that holds the versions of the secrets.
+    description: Directory that M(secret_files) keeps.
     type: path
     required: true
   loaded:
@@ -92,15 +93,20 @@ EXAMPLES = r"""
     stage: /var/tmp/stack.stage/services
     sockets: /opt/stack/run/sockets
     slots: [blue, green]
-    secrets: /opt/stack/secrets/.versions
+    secrets: /opt/stack/secrets
     loaded: /opt/stack/state/loaded.json
 """
 
 RETURN = r"""
 release:
-  description: The release's record.
+  description: The release's record, with the versions that its secrets have now.
   returned: success
   type: dict
+former:
+  description: Secrets of which there is an earlier version, too.
+  returned: success
+  type: list
+  elements: str
 latest:
   description: The record of the last release, which serves now.
   returned: success
@@ -152,7 +158,7 @@ ARGUMENT_SPEC: dict[str, dict[str, Any]] = {
 EVERYWHERE = "0.0.0.0"  # noqa: S104  read, not listened on
 
 
-def missing(release: dict[str, Any], secrets: Path) -> list[str]:
+def missing(release: dict[str, Any], versions: dict[str, str]) -> list[str]:
     """What the release needs and is not there any more."""
     wanted = sorted(set(release["images"].values()))
     asked = ["docker", "image", "inspect", "--format", "{{.Id}}"]
@@ -163,8 +169,7 @@ def missing(release: dict[str, Any], secrets: Path) -> list[str]:
 
     # One call where all is well; which one it is, is asked when one is missing.
     gone = [f"image {image}" for image in wanted if absent([image])] if absent(wanted) else []
-    versions = (f"{name}.{version}" for name, version in sorted(release["secrets"].items()))
-    return gone + [f"secret {name}" for name in versions if not (secrets / name).exists()]
+    return gone + [f"secret {name}" for name in sorted(release["secrets"].keys() - versions)]
 
 
 def moved(release: dict[str, Any], latest: dict[str, Any]) -> str:
@@ -222,6 +227,7 @@ def main() -> None:
     module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True)
     # Not at the top: a linter that imports this file to read its arguments has no such module.
     from ansible.module_utils import releases, slots, trees
+    from ansible.module_utils.secret_store import RefusedError, SecretFiles, read
 
     params = module.params
     path = Path(params["path"])
@@ -236,8 +242,13 @@ def main() -> None:
     serving = slots.active(Path(params["sockets"]))
     try:
         release = releases.load(path, number)
+        secrets = SecretFiles(Path(params["secrets"]), check_mode=module.check_mode)
+        secrets.prepare()
+        for name in release.get("secrets", {}):
+            if read(secrets.directory / name):
+                secrets.ensure(name, None)
         restored = releases.restore(
-            path, number, Path(params["services"]), params["slots"], serving
+            path, number, Path(params["services"]), params["slots"], serving, secrets.versions
         )
         latest = releases.load(path, kept[-1])
         elsewhere = moved(release, latest)
@@ -247,14 +258,15 @@ def main() -> None:
                 "serve what was left there. Nothing was changed. Deploy that version with the "
                 "present directories instead: `git checkout`, `make up`."
             )
-        gone = missing(release, Path(params["secrets"]))
+        gone = missing(release, secrets.versions)
         if gone:
             module.fail_json(
                 msg=f"Release {number} cannot run again: {', '.join(gone)} is gone. Nothing was "
                 "changed. Choose another of `make releases`, or bring it back."
             )
         releases.stage(Path(params["stage"]), restored.trees)
-    except trees.TreeError as error:
+        release = {**release, "secrets": secrets.versions}
+    except (trees.TreeError, RefusedError, OSError) as error:
         module.fail_json(msg=f"{error}. Nothing was changed.")
     switched: dict[str, Any] = {}
     if params["switch"] and restored.stands_by and not module.check_mode:
@@ -271,6 +283,7 @@ def main() -> None:
         changed=switched.get("active", serving) != serving,
         release=release,
         latest=latest,
+        former=sorted({item.name for item in secrets.former()}),
         serving=serving,
         target=restored.target,
         stands_by=restored.stands_by,

@@ -12,9 +12,10 @@ description:
   - Handles every secret in one module execution, and never returns or shows a value.
   - Files are written to a temporary name, synchronised to disk and renamed, so that a reader or a
     power failure meets the old content or the new one.
-  - Each content also stands in a file of its own, C(.versions/<name>.<version>), which never
+  - Each content also stands in a file of its own, C(.versions/<name>/<version>), which never
     changes. What is to keep the secret it was made with, such as a container whose replacement may
-    still fail, mounts that one.
+    still fail, mounts that one; a server mounts the directory, and accepts all that are in it.
+    M(secret_turn) takes former ones away.
 options:
   path:
     description:
@@ -38,12 +39,10 @@ options:
     type: list
     elements: str
     default: []
-  referenced:
-    description:
-      - Files, such as the live compose file, whose text names the versions in use; C(*) stands for
-        any name. Those versions stay; others but the present ones are removed.
+  rotate:
+    description: Those of O(names) that are to be generated anew. None of them may be in O(values).
     type: list
-    elements: path
+    elements: str
     default: []
 attributes:
   check_mode:
@@ -74,6 +73,11 @@ actions:
   type: dict
   returned: success
   sample: {postgres_app_password: generated}
+former:
+  description: Secrets of which there is an earlier version, too.
+  type: list
+  elements: str
+  returned: success
 unused:
   description: Secrets found in the directory that O(names) does not hold. They are left alone.
   type: list
@@ -95,7 +99,7 @@ def main() -> None:
             "names": {"type": "list", "elements": "str", "required": True, "no_log": False},
             "values": {"type": "dict", "default": {}, "no_log": True},
             "known": {"type": "list", "elements": "str", "default": [], "no_log": False},
-            "referenced": {"type": "list", "elements": "path", "default": []},
+            "rotate": {"type": "list", "elements": "str", "default": [], "no_log": False},
         },
         supports_check_mode=True,
     )
@@ -104,14 +108,16 @@ def main() -> None:
     found = problems(names, values, module.params["known"])
     if found:
         module.fail_json(msg="secrets_values: " + "; ".join(found) + ".")
+    rotate: list[str] = module.params["rotate"]
+    wrong = sorted({*rotate} - {*names} | {*rotate} & values.keys())
+    if wrong:
+        module.fail_json(msg=f"Cannot generate {', '.join(wrong)}: unknown, or in secrets_values.")
     files = SecretFiles(Path(module.params["path"]), check_mode=module.check_mode)
     try:
         files.prepare()
         for name in names:
-            files.ensure(name, values.get(name))
+            files.ensure(name, values.get(name), rotate=name in rotate)
         unused = files.unused(names)
-        if module.params["referenced"]:
-            files.prune(module.params["referenced"])
     except RefusedError as refusal:
         module.fail_json(msg=f"{refusal}.")
     except OSError as error:
@@ -121,6 +127,7 @@ def main() -> None:
         versions=files.versions,
         actions=files.actions,
         unused=unused,
+        former=sorted({item.name for item in files.former()}),
         **({"diff": files.diff()} if files.changed else {}),
     )
 

@@ -200,6 +200,15 @@ def test_a_token_is_for_the_workers_alone(rendered: Rendered, changed: Rendered)
     assert name not in rendered.services["worker"]["secrets"]
 
 
+def test_containers_tell_the_versions_of_their_secrets(rendered: Rendered) -> None:
+    """FS-8: a version that none of them tells is taken for unused, and refused from then on."""
+    holders = {name: s for name, s in rendered.services.items() if s.get("secrets")}
+    assert {"api-blue", "worker", "backup", "migrate-blue"} <= holders.keys()
+    for name, service in holders.items():
+        told = str(service["labels"]["compose-stack.secrets"]).split()
+        assert told == ["1"] * len(service["secrets"]), name
+
+
 def test_no_secret_in_the_environment(rendered: Rendered) -> None:
     """FS-8: the environment names files that hold secrets, never secrets."""
     for name, service in rendered.services.items():

@@ -217,7 +217,7 @@ class TestSlotThatNeverServes:
         broken = {"api_source_dir": str(source), "api_start_seconds": 10}
         refused(site_yml(**broken, **secrets), "born broken", "What ran before runs on")
         stack.wait_healthy()
-        stack.compose("restart", stack.api_slot())
+        stack.compose("restart", "redis-cache", stack.api_slot())
         stack.wait_healthy()
         assert site_yml(**secrets).succeeded().changed > 0
         stack.wait_healthy()

@@ -158,30 +158,6 @@ def test_release_under_load(stack: Stack, tmp_path: Path) -> None:
     site_yml().succeeded()
 
 
-def test_settings_and_secrets_come_back_too(stack: Stack) -> None:
-    """BM-10, FS-8: not new secrets with old code."""
-
-    def state() -> tuple[str, str]:
-        mounts = {m["Destination"]: m["Source"] for m in stack.one("redis-cache")["Mounts"]}
-        promised = stack.site.get("/health").headers["Strict-Transport-Security"]
-        return mounts["/run/secrets/redis_cache_password"], promised
-
-    before, number = state(), latest()["number"]
-    for password in ("another-password-3", "another-password-4"):
-        secrets = {"redis_cache_password": password, "operator_password": password}
-        site_yml(nginx_hsts_seconds=1111111, secrets_values=secrets).succeeded()
-    stack.wait_healthy()
-    after = state()
-    assert (before[0] != after[0], before[1] != after[1]) == (True, True)
-    # With the secrets of then it could not take over.
-    assert [name for name in stack.services() if name.startswith("api-")] == [stack.api_slot()]
-    rollback(rollback_to=number).succeeded()
-    stack.wait_healthy()
-    assert state() == before
-    playbook(INVENTORY, name="status.yml").succeeded()
-    site_yml().succeeded()
-
-
 def test_release_while_postgres_restarts(stack: Stack) -> None:
     """BM-10: the old version or the new one serves at the end, and what was written is there."""
     postgres = stack.one("postgres")["Id"]

@@ -11,7 +11,7 @@ import yaml
 
 from tests.harness import ROOT, copy_tree, wait_for
 
-from .conftest import DIRECTORY, SETTINGS, site_yml
+from .conftest import SETTINGS, site_yml
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,23 +77,17 @@ def test_demonstration_data(development: Stack) -> None:
 
 def test_databases_answer_on_loopback(development: Stack) -> None:
     """CS-7: with the secrets of the stack, and not without."""
-    secrets = {
-        name: development.engine.run("cat", f"{DIRECTORY}/secrets/{name}")
-        for name in ("postgres_app_password", "redis_cache_password")
-    }
+    user, password = development.login("postgres_app_password")
     where = {"host": "127.0.0.1", "port": SETTINGS["devports_postgres_port"], "dbname": "app"}
-    with psycopg.connect(
-        **where, user="app", password=secrets["postgres_app_password"], connect_timeout=5
-    ) as connection:
+    with psycopg.connect(**where, user=user, password=password, connect_timeout=5) as connection:
         assert connection.execute("SELECT count(*) FROM items").fetchone()
-    with pytest.raises(psycopg.OperationalError):
-        psycopg.connect(**where, user="app", password="wrong", connect_timeout=5)
+    for account in ((user, "wrong"), ("app", password)):
+        with pytest.raises(psycopg.OperationalError):
+            psycopg.connect(**where, user=account[0], password=account[1], connect_timeout=5)
 
     port = int(SETTINGS["devports_redis_port"])
-    client = redis.Redis(
-        port=port, username="app", password=secrets["redis_cache_password"], socket_timeout=5
-    )
-    assert client.ping()
+    user, password = development.login("redis_cache_password")
+    assert redis.Redis(port=port, username=user, password=password, socket_timeout=5).ping()
     with pytest.raises(redis.AuthenticationError):
         redis.Redis(port=port, socket_timeout=5).ping()
 

@@ -190,25 +190,18 @@ def test_containers_are_measured_without_the_engine(monitored: Stack) -> None:
 
 def test_exporters_may_read_figures_and_nothing_else(monitored: Stack) -> None:
     """BM-6: least privilege, tried."""
-    psql = (
-        "PGPASSWORD=$(cat /run/secrets/postgres_exporter_password) psql --no-psqlrc -Atq "
-        '--host=postgres --username=exporter --dbname=app --command "$1"'
-    )
     name = f"{PROJECT}_backend"
     image = monitored.one("postgres")["Image"]
-    secret = monitored.engine.run("cat", f"{DIRECTORY}/secrets/postgres_exporter_password")
+    user, password = monitored.login("postgres_exporter_password", "exporter")
 
     def ask(statement: str) -> str:
         return monitored.engine.run(
-            "docker", "run", "--rm", f"--network={name}", "--env=PGPASSWORD=x",
-            f"--volume={DIRECTORY}/secrets/.versions:/versions:ro", "--user=0", "--entrypoint=sh",
-            image, "-c",
-            "mkdir -p /run/secrets && cp /versions/postgres_exporter_password.* "
-            f"/run/secrets/postgres_exporter_password && {psql}", "sh", statement,
+            "docker", "run", "--rm", f"--network={name}", f"--env=PGPASSWORD={password}",
+            "--entrypoint=psql", image, "--no-psqlrc", "-Atq", "--host=postgres",
+            f"--username={user}", "--dbname=app", "--command", statement,
             check=False,
         )  # fmt: skip
 
-    assert secret
     assert ask("SELECT count(*) > 0 FROM pg_stat_activity").strip() == "t"
     assert "permission denied" in ask("SELECT * FROM public.items")
     assert "read-only transaction" in ask("CREATE TABLE public.mine (id integer)")

@@ -24,6 +24,7 @@ ansible.module_utils.__path__.append(str(ROOT / "plugins" / "module_utils"))
 releases: ModuleType = importlib.import_module("plugins.module_utils.releases")
 TreeError = importlib.import_module("ansible.module_utils.trees").TreeError
 
+SecretFiles = importlib.import_module("plugins.module_utils.secret_store").SecretFiles
 release_due = importlib.import_module("plugins.modules.compose_plan").release_due
 
 SLOTS = ["blue", "green"]
@@ -65,8 +66,8 @@ class Host:
         facts = {"slot": self.serving, "version": version, "setting": setting, "data": {}}
         return int(releases.record(self.kept, self.services, ["api", "nginx", "stack"], facts))
 
-    def back(self, number: int) -> Any:
-        return releases.restore(self.kept, number, self.services, SLOTS, self.serving)
+    def back(self, number: int, **secrets: str) -> Any:
+        return releases.restore(self.kept, number, self.services, SLOTS, self.serving, secrets)
 
 
 @pytest.fixture
@@ -103,6 +104,20 @@ def test_back_to_the_release_before(host: Host) -> None:
     assert json.loads(text(restored, "stack", "secrets.json"))["secrets"] == {
         name: {"file": f"/{name}"} for name in ("old", "one", "two")
     }
+
+
+def test_back_with_the_secrets_of_today(host: Host) -> None:
+    """BM-10, FS-8: servers may refuse what was then, and it may be known to a thief."""
+    host.deploy("0123456789ab", "app_0123456789ab")
+    amend(host, 1, secrets={"password": "0123456789ab", "of_a_room_that_went": "fedcba987654"})
+    host.deploy("two", "app_111111111111")
+    restored = host.back(1, password="111111111111", unknown_then="222222222222")
+    assert text(restored, "nginx", "nginx.conf") == "app_111111111111\n"
+    secrets = json.loads(text(restored, "stack", "secrets.json"))["secrets"]
+    assert secrets["111111111111"] == {"file": "/111111111111"}
+    # It differs from what stands by, which is not let serve at once.
+    assert restored.stands_by is False
+    assert host.back(1).stands_by is True
 
 
 def test_its_own_slot_is_taken(host: Host) -> None:
@@ -237,11 +252,26 @@ def test_module_stages_the_release_before(project: Project, host: Host, staged: 
         json.dumps({"nginx": {"config": "now", "certificate": "renewed"}})
     )
     answer = staged().last
+    assert (answer["release"]["secrets"], answer["former"]) == ({}, [])
     assert (answer["release"]["number"], answer["latest"]["number"]) == (1, 2)
     assert answer["stands_by"] is True
     assert (answer["serving"], answer["target"]) == ("green", "blue")
     assert answer["loads"] == {"nginx": {"config": "then", "certificate": "renewed"}}
     assert (project.stage / "api" / "current" / "blue.yml").read_text() == "api-blue: one\n"
+
+
+def test_module_names_todays_secrets(project: Project, host: Host, staged: Any) -> None:
+    """BM-10, FS-8: by their present versions; an earlier one is told, to be taken away."""
+    store = SecretFiles(project.root / "secrets", check_mode=False)
+    store.prepare()
+    store.ensure("password", "as-it-was-then")
+    for version in ("one", "two"):
+        number = host.deploy(version)
+        amend(host, number, images={}, loads={}, secrets={"password": store.versions["password"]})
+    store.ensure("password", "as-it-is-today")
+    answer = staged().last
+    assert answer["release"]["secrets"] == store.versions
+    assert answer["former"] == ["password"]
 
 
 def test_module_refuses_what_cannot_run(project: Project, host: Host, staged: Any) -> None:
@@ -252,7 +282,7 @@ def test_module_refuses_what_cannot_run(project: Project, host: Host, staged: An
     needs = {"images": {"api": "nowhere/api:1"}, "secrets": {"password": "abc"}, "loads": {}}
     amend(host, 1, **needs)
     message = staged(number=1).last["msg"]
-    assert "image nowhere/api:1, secret password.abc is gone" in message
+    assert "image nowhere/api:1, secret password is gone" in message
     assert "Nothing was changed" in message
     assert not project.stage.exists()
 

@@ -414,11 +414,12 @@ def stopped_backup(world: World) -> Iterator[None]:
 
 @fault("PostgreSQL sends no WAL", Expected("BackupFailing", "warning"))
 def lost_stream(world: World) -> Iterator[None]:
-    world.psql("ALTER ROLE backup NOREPLICATION")
-    senders = "SELECT pg_terminate_backend(pid) FROM pg_stat_replication WHERE usename = 'backup'"
-    world.psql(senders)
+    login, _ = world.stack.login("postgres_backup_password", "backup")
+    world.psql(f"ALTER ROLE {login} NOREPLICATION")
+    senders = "SELECT pg_terminate_backend(pid) FROM pg_stat_replication WHERE usename = "
+    world.psql(f"{senders}'{login}'")
     yield
-    world.psql("ALTER ROLE backup REPLICATION")
+    world.psql(f"ALTER ROLE {login} REPLICATION")
 
 
 @fault("the drill cannot write its marker", Expected("DrillFailing", "warning"))

@@ -84,10 +84,10 @@ class World:
     def redis(self, name: str) -> redis.Redis:
         """A client of the application's account."""
         networks = self.stack.one(f"redis-{name}")["NetworkSettings"]["Networks"]
-        password = (DIRECTORY / "secrets" / f"redis_{name}_password").read_text().strip()
+        user, password = self.stack.login(f"redis_{name}_password")
         return redis.Redis(
             networks[f"{PROJECT}_backend"]["IPAddress"],
-            username="app",
+            username=user,
             password=password,
             socket_timeout=5,
         )

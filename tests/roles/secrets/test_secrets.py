@@ -105,7 +105,8 @@ def test_preflight_saves_the_execution(stack: Path) -> None:
     seen = found()
     assert seen is not None
     assert seen.versions == versions(made)
-    facts = {"secrets": {"ready": True, "versions": seen.versions, "unused": ["old_token"]}}
+    secrets = {"ready": True, "versions": seen.versions, "unused": ["old_token"], "former": []}
+    facts = {"secrets": secrets}
     again = run(stack, preflight_facts=facts).succeeded()
     assert (again.changed, again.executions) == (0, 0)
     assert versions(again) == versions(made)
@@ -124,8 +125,9 @@ def test_preflight_saves_the_execution(stack: Path) -> None:
     version = versions(kept)["beta_password"]
     damages: list[Callable[[], None]] = [
         lambda: (directory / "beta_password").chmod(0o644),
-        lambda: (directory / ".versions" / f"beta_password.{version}").chmod(0o644),
-        (directory / ".versions" / f"beta_password.{version}").unlink,
+        lambda: (directory / ".versions" / "beta_password" / version).chmod(0o644),
+        (directory / ".versions" / "beta_password" / version).unlink,
+        lambda: (directory / ".versions" / "beta_password").chmod(0o700),
         lambda: directory.chmod(0o755),
         (directory / ".version-key").unlink,
     ]
@@ -269,33 +271,48 @@ def test_repairs_and_reports(stack: Path) -> None:
     assert content(stack, "beta_password") == "edited-by-hand"
 
 
-def test_versions_in_use_stay(stack: Path) -> None:
-    """FS-8: what runs keeps the secret it was started with, until nothing names it any more."""
+def test_every_version_stays_until_servers_know(stack: Path) -> None:
+    """FS-8: those that may run with an earlier value; secret_turn tells when nobody does."""
+    values = ["first-attempt", "second-attempt"]
     made = versions(run(stack).succeeded())["alpha_password"]
-    kept = stack / "secrets" / ".versions"
-    value = content(stack, "alpha_password")
-    assert (kept / f"alpha_password.{made}").read_text() == value
-    assert mode(kept) == 0o700
+    shelf = stack / "secrets" / ".versions" / "alpha_password"
+    assert (shelf / made).read_text() == content(stack, "alpha_password")
+    assert (mode(shelf.parent), mode(shelf), mode(shelf / made)) == (0o700, 0o755, 0o444)
+    for value in values:
+        newest = versions(run(stack, secrets_values={"alpha_password": value}).succeeded())
+        assert (shelf / newest["alpha_password"]).read_text() == value
+    assert len(list(shelf.iterdir())) == 3
+    (shelf / newest["alpha_password"]).write_text("damaged")
+    assert "FORMER=alpha_password" in run(stack, services=("alpha",)).succeeded().output
+    assert (shelf / newest["alpha_password"]).read_text() == values[-1]
+    assert len(list(shelf.iterdir())) == 3
 
-    live = stack / "services" / "stack" / "trees" / "live"
-    live.mkdir(parents=True)
-    (live.parent.parent / "current").symlink_to("trees/live")
-    (live / "secrets.json").write_text(f"file: {kept}/alpha_password.{made}\n")
-    # Two attempts that failed: neither was made live.
-    for attempt in ("first-attempt", "second-attempt"):
-        changed = run(stack, secrets_values={"alpha_password": attempt}).succeeded()
-        assert (kept / f"alpha_password.{made}").read_text() == value
-        newest = versions(changed)["alpha_password"]
-        assert (kept / f"alpha_password.{newest}").read_text() == attempt
-        assert len(list(kept.glob("alpha_password.*"))) == 2
 
-    (live / "secrets.json").write_text(f"file: {kept}/alpha_password.{newest}\n")
-    (kept / f"alpha_password.{newest}").write_text("damaged")
-    fewer = run(stack, services=("alpha",)).succeeded()
-    assert versions(fewer)["alpha_password"] == newest
-    assert (kept / f"alpha_password.{newest}").read_text() == "second-attempt"
-    assert not (kept / f"alpha_password.{made}").exists()
-    assert len(list(kept.glob("beta_password.*"))) == 1
+def test_rotated(stack: Path) -> None:
+    """FS-8: another value for those that were named, the earlier one kept beside it, none shown."""
+    made = versions(run(stack).succeeded())
+    before = {name: content(stack, name) for name in made}
+    rotate: dict[str, Any] = {"_secrets_rotate": ["alpha_password"]}
+    checked = run(stack, "--check", "--diff", **rotate).succeeded()
+    assert "alpha_password: rotated" in checked.output
+    assert versions(checked) == {**made, "alpha_password": "pending"}
+    assert content(stack, "alpha_password") == before["alpha_password"]
+    # Also where preflight has found that nothing is to be done.
+    facts = {"ready": True, "versions": made, "unused": [], "former": []}
+    done = run(stack, "--diff", "-vvv", preflight_facts={"secrets": facts}, **rotate).succeeded()
+    after = content(stack, "alpha_password")
+    assert GENERATED.fullmatch(after)
+    assert {before["alpha_password"], after} == {
+        path.read_text() for path in (stack / "secrets/.versions/alpha_password").iterdir()
+    }
+    assert not any(value in done.output for value in (after, *before.values()))
+    changed = {name for name, version in versions(done).items() if version != made[name]}
+    assert changed == {"alpha_password"}
+    # What has its value elsewhere, and what nobody knows.
+    mine = {"alpha_password": "of-my-own"}
+    refused = run(stack, secrets_values=mine, **rotate).failed()
+    assert "Cannot generate alpha_password: unknown, or in secrets_values" in refused.output
+    assert content(stack, "alpha_password") == after
 
 
 def damage_with_line_break(secrets: Path) -> None:

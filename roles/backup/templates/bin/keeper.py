@@ -266,11 +266,16 @@ def barman(verb: str, *arguments: str) -> str:
 
 
 def query(sql: str) -> str:
-    return run("psql", "-XAtq", "-d", CONNECTION, "-c", sql, seconds=30).strip()
+    connection = f"{SIGNED_IN} user={login()}"
+    return run("psql", "-XAtq", "-d", connection, "-c", sql, seconds=30).strip()
 
 
 PASSWORDS = Path("/tmp/pgpass")  # noqa: S108  memory of its own
-CONNECTION = f"host=postgres user=backup dbname=postgres passfile={PASSWORDS} connect_timeout=5"
+SIGNED_IN = f"host=postgres dbname=postgres passfile={PASSWORDS} connect_timeout=5"
+
+
+def login() -> str:
+    return os.environ["BACKUP_LOGIN"]
 
 
 def write_passwords() -> None:
@@ -279,7 +284,7 @@ def write_passwords() -> None:
     escaped = password.replace("\\", "\\\\").replace(":", "\\:")
     descriptor = os.open(PASSWORDS, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
-        file.write(f"*:*:*:backup:{escaped}\n")
+        file.write(f"*:*:*:{login()}:{escaped}\n")
 
 
 @contextlib.contextmanager
