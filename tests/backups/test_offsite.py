@@ -382,6 +382,37 @@ def test_a_damaged_part(copies: Copies) -> None:
 
 
 @pytest.mark.parametrize("copies", ["local"], indirect=True)
+def test_another_key_in_its_place(copies: Copies) -> None:
+    """FS-7, FS-8: it opens all that there is; the one before nothing, and a third party's stays."""
+    key, shelf = copies.home / "secrets" / "offsite_password", copies.home / "source" / "secrets"
+    shelf /= ".versions/offsite_password"
+    shelf.mkdir(parents=True)
+
+    def restic(password: str, *words: str) -> bool:
+        script = (
+            'printf %s "$0" > /tmp/key; restic --repo=/repository --password-file=/tmp/key "$@"'
+        )
+        return ENGINE.succeeds(*copies.command("sh", "-c", script, password, "--no-cache", *words))
+
+    keys = [key.read_text(), "the-next-key-of-the-copy", "of-somebody-else"]
+    snapshots = copies.keeper("copy")["snapshots"]
+    add = 'printf %s "$0" > /tmp/other; exec restic --no-cache "$@" --new-password-file=/tmp/other'
+    words = ("--repo=/repository", "--password-file=/run/secrets/offsite_password", "key", "add")
+    assert ENGINE.succeeds(*copies.command("sh", "-c", add, keys[2], *words))
+    (shelf / "0123456789ab").write_text(keys[0])
+    with copies.instead(key, keys[1]):
+        for _ in range(2):
+            assert copies.keeper("rekey") == {"rekeyed": True}
+        assert [restic(item, "cat", "config") for item in keys] == [False, True, True]
+        assert copies.keeper("copy")["snapshots"] == snapshots + 1
+    # Without being asked, and hidden from servers: whatever was interrupted, the next copy is made.
+    (shelf / ".ba9876543210").write_text(keys[1])
+    assert copies.keeper("copy")["snapshots"] == snapshots + 2
+    assert [restic(item, "cat", "config") for item in keys] == [True, False, True]
+    shutil.rmtree(shelf)
+
+
+@pytest.mark.parametrize("copies", ["local"], indirect=True)
 def test_no_room(copies: Copies) -> None:
     """FS-7: a full disk is said, and once there is room the copy is made."""
     size = sum(path.stat().st_size for path in copies.place.rglob("*")) + (4 << 20)

@@ -5,6 +5,7 @@
     keeper.py check     read the repository, a seventh of it each day of the week
     keeper.py tidy      forget what is not to be kept
     keeper.py list      how it goes
+    keeper.py rekey     have the present key open the repository, and no earlier one
     keeper.py begin     make a repository where the one that was there is gone
     keeper.py healthy   whether `serve` answers
 
@@ -152,14 +153,14 @@ def write(name: str, text: str) -> Path:
     return path
 
 
-def options(policy: Policy) -> list[str]:
+def options(policy: Policy, key: Path | None = None) -> list[str]:
     """Where the repository is and what it is entered with: in files, seen by nobody else."""
     address = policy.repository
     found = [
         "--cache-dir",
         str(HOME / "cache"),
         "--password-file",
-        str(SECRETS / "offsite_password"),
+        str(key or SECRETS / "offsite_password"),
     ]
     if address.startswith("sftp:"):
         key = base64.b64decode(secret("offsite_ssh_key")).decode()
@@ -178,7 +179,13 @@ def options(policy: Policy) -> list[str]:
     return [*found, "--repository-file", str(write("repository", address))]
 
 
-def restic(policy: Policy, verb: str, *arguments: str, seconds: float | None = None) -> str:
+def restic(
+    policy: Policy,
+    verb: str,
+    *arguments: str,
+    seconds: float | None = None,
+    key: Path | None = None,
+) -> str:
     """What restic says.
 
     Raises:
@@ -190,7 +197,8 @@ def restic(policy: Policy, verb: str, *arguments: str, seconds: float | None = N
         "TMPDIR": str(HOME / "tmp"),
     }  # fmt: skip
     try:
-        return run("restic", *options(policy), verb, *arguments, seconds=seconds, **environment)
+        command = ("restic", *options(policy, key), verb, *arguments)
+        return run(*command, seconds=seconds, **environment)
     except Refused as error:
         text = without_secrets(explained(str(error), error.output))
         raise Refused(text, without_secrets(error.output)) from None
@@ -252,6 +260,7 @@ def opened(policy: Policy) -> None:
         except Refused as error:
             if "already" not in str(error):
                 raise
+    replace_keys(policy)
     try:
         text = restic(policy, "cat", "config", seconds=PATIENCE)
     except Refused as error:
@@ -272,6 +281,54 @@ def opened(policy: Policy) -> None:
     STATE.update(repository=found)
     # Of a process that was killed; what another host holds stays for half an hour.
     restic(policy, "unlock", seconds=PATIENCE)
+
+
+def former_keys(policy: Policy) -> dict[Path, str]:
+    """Files of earlier keys that open the repository, and what restic calls each.
+
+    Raises:
+        Refused: it cannot be told.
+    """
+    found = {}
+    for path in sorted((SOURCE / "secrets/.versions/offsite_password").glob("*")):
+        if path.read_text().strip() == secret("offsite_password"):
+            continue
+        try:
+            keys = json.loads(restic(policy, "key", "list", "--json", seconds=PATIENCE, key=path))
+        except Refused as error:
+            # That key is gone already, or there is no repository yet.
+            if re.search("no key found|config cannot be loaded|ended with 10:", str(error)):
+                continue
+            raise
+        found[path] = next(item["id"] for item in keys if item["current"])
+    return found
+
+
+def replace_keys(policy: Policy) -> None:
+    """Have the present key open the repository, and no earlier one. Keys of others stay.
+
+    Raises:
+        Refused: it failed, and may be done again.
+    """
+    new = str(SECRETS / "offsite_password")
+    for path, identifier in former_keys(policy).items():
+        # Of a process that was killed.
+        restic(policy, "unlock", seconds=PATIENCE, key=path)
+        try:
+            restic(policy, "cat", "config", seconds=PATIENCE)
+        except Refused:
+            restic(policy, "key", "add", "--new-password-file", new, seconds=PATIENCE, key=path)
+        restic(policy, "key", "remove", identifier, seconds=PATIENCE)
+
+
+def rekey(policy: Policy) -> dict[str, Any]:
+    """Replace earlier keys now, unless that has been done."""
+    options(policy)  # with the key that ssh needs
+    reach(policy)
+    if former_keys(policy):
+        with alone():
+            replace_keys(policy)
+    return {"rekeyed": True}
 
 
 @contextlib.contextmanager
@@ -473,6 +530,7 @@ def main(words: Sequence[str]) -> Any:
         "check": lambda policy: noted(check, policy),
         "tidy": lambda policy: noted(tidy, policy),
         "list": lambda _: STATE.read(),
+        "rekey": rekey,
         "begin": lambda _: begin(),
         "healthy": lambda _: ask_health(PORT),
     }
