@@ -19,6 +19,7 @@ TIME ?=
 RELEASE ?=
 BACKUP ?=
 ASIDE ?=
+SECRET ?=
 
 VENV := $(CURDIR)/.venv
 export PATH := $(VENV)/bin:$(PATH)
@@ -85,6 +86,10 @@ scale: controller ## as many containers as API=3 QUERY=2 PROCESSOR=2 WORKER=2 sa
 	    $(if $(QUERY),--extra-vars '{"usage_query_scale": $(QUERY)}') \
 	    $(if $(PROCESSOR),--extra-vars '{"usage_processor_scale": $(PROCESSOR)}') \
 	    $(if $(WORKER),--extra-vars '{"birthdays_worker_scale": $(WORKER)}')
+
+.PHONY: rotate
+rotate: controller ## give SECRET=<name> another value without failing a request; SECRET=all for every one
+	@$(playbook) playbooks/rotate.yml --extra-vars 'rotate_secret=$(SECRET)'
 
 .PHONY: maintenance
 maintenance: controller ## `make maintenance on` answers 503 to all but operators, `off` ends it

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import yaml
+
 from .conftest import ROLES, ROOT, tracked
 
 README = ROOT / "README.md"
@@ -49,6 +51,18 @@ def test_readme_names_every_verb() -> None:
         if path.suffix == ".md":
             used = set(re.findall(r"(?:^ *|`)make ([a-z-]+)", path.read_text(), re.MULTILINE))
             assert used <= targets, f"{path.relative_to(ROOT)}: {used - targets}"
+
+
+def test_every_secret_can_be_rotated_or_says_why_not() -> None:
+    """FS-8: what is generated has its words for `make rotate`, and each has its row."""
+    file = ROOT / "roles" / "secrets" / "vars" / "main.yml"
+    rotated = {*yaml.safe_load(file.read_text())["_secrets_what"]}
+    listed = table(README.read_text(), "Secret")[1:]
+    generated = {row[0].strip("`") for row in listed if "of your own" not in row[1]}
+    assert generated == {*rotated, "grafana_secret_key"}
+    runbook = (ROOT / "docs" / "runbooks" / "rotation.md").read_text()
+    for name in generated:
+        assert f"| `{name}` |" in runbook, name
 
 
 def test_readme_shows_the_drawing_and_where_services_answer() -> None:

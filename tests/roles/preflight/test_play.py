@@ -421,6 +421,18 @@ RULES = [
         {"offsite_repository": "rest:https://somebody:secret@nas.example.com/"},
         ["offsite_repository is 'rest:https://...@nas.example.com/', which is none"],
     ),
+    (
+        {
+            "rotate_secret": "of_nobody, redis_cache_password, postgres_app_password, ",
+            "secrets_values": {"postgres_app_password": "of-my-own"},
+        },
+        [
+            "of_nobody is not a secret of any active service",
+            "postgres_app_password has its value in secrets_values",
+            "no secret was named to be rotated",
+            "redis_queue_password (the application signs in to redis-queue with it)",
+        ],
+    ),
 ]
 
 
@@ -430,7 +442,7 @@ RULES = [
     ids=[
         *("many", "others", "settings", "monitoring", "logging", "alloy", "usage", "firewall"),
         *("late usage", "no database", "birthdays", "backup", "acme", "names and ports"),
-        *("no token", "offsite", "no offsite", "offsite account"),
+        *("no token", "offsite", "no offsite", "offsite account", "rotation"),
     ],
 )
 def test_rules(good: dict[str, Any], variables: dict[str, Any], causes: list[str]) -> None:
@@ -509,7 +521,7 @@ def test_what_the_rules_let_pass(good: dict[str, Any], variables: dict[str, Any]
 
 def test_every_rule_has_a_case() -> None:
     table = yaml.safe_load((ROOT / "roles" / "preflight" / "vars" / "main.yml").read_text())
-    assert len(table["_preflight_rules"]) == 51
+    assert len(table["_preflight_rules"]) == 52
 
 
 def test_python_on_the_host_is_what_the_modules_are_checked_for() -> None:
