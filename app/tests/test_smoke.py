@@ -9,10 +9,10 @@ import sys
 from conftest import SRC, Backends
 
 
-def smoke(backends: Backends) -> subprocess.CompletedProcess[str]:
+def smoke(backends: Backends, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "compose_app", "smoke"],
-        env={"PATH": os.environ["PATH"], **backends.environ, "PYTHONPATH": str(SRC)},
+        [sys.executable, "-m", "compose_app", "smoke", *words],
+        env={"PATH": os.environ["PATH"], **backends.environ, "PYTHONPATH": str(SRC), **environ},
         capture_output=True,
         text=True,
         check=False,
@@ -39,3 +39,11 @@ def test_names_what_a_schema_breaks(clean: Backends) -> None:
             connection.execute("ALTER TABLE items DROP COLUMN note")
     assert done.returncode == 1
     assert "POST /api/items answered 500 instead of 201" in done.stderr
+
+
+def test_a_database_alone(clean: Backends) -> None:
+    """FS-7: as a drill has restored it, where no Redis is; the whole test does not pass there."""
+    nobody = {"REDIS_CACHE_URL": "redis://127.0.0.1:9", "REDIS_QUEUE_URL": "redis://127.0.0.1:9"}
+    done = smoke(clean, "database", **nobody)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "GET /health answered 503 instead of 200" in smoke(clean, **nobody).stderr

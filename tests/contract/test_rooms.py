@@ -235,7 +235,7 @@ def test_compose_removes_no_data(rendered: Rendered) -> None:
     external = {volume["name"] for volume in rendered.volumes.values() if volume.get("external")}
     assert external == made
     rest = {name for name, volume in rendered.volumes.items() if not volume.get("external")}
-    assert rest == {"postgres-socket", "nginx-log", "drill-data", "alloy-data"}
+    assert rest == {"postgres-socket", "nginx-log", "drill-data", "drill-socket", "alloy-data"}
 
 
 def test_images_are_named_by_reference_never_latest(rendered: Rendered) -> None:

@@ -21,7 +21,9 @@ worker         send birthday messages through the email service, until told to s
 replay-message ID
                have a birthday message that could not be sent tried again; ID is a number, or `all`
 mailbox        stand in for an email service, for development and tests
-smoke          do what a client does, on the database and the Redis of the environment
+smoke [database]
+               do what a client does, on the database and the Redis of the environment, or on the
+               database alone
 healthcheck    ask this container's own application for its health
 """
 
@@ -56,7 +58,9 @@ def main() -> int:
 
             return mailbox.main()
         case ["smoke"]:
-            return _configured(_smoke)
+            return _configured(lambda: _smoke(database_alone=False))
+        case ["smoke", "database"]:
+            return _configured(lambda: _smoke(database_alone=True))
         case ["-h" | "--help"]:
             print(USAGE, end="")
             return 0
@@ -98,10 +102,10 @@ def _pending() -> int:
     return migrate.print_pending(MigrationSettings.from_environ())
 
 
-def _smoke() -> int:
+def _smoke(*, database_alone: bool) -> int:
     from compose_app import smoke
 
-    return smoke.main()
+    return smoke.main(database_alone=database_alone)
 
 
 def _processor() -> int:

@@ -6,16 +6,7 @@ socket=$1 to=$2
 export PGHOST="$socket" PGUSER=postgres
 psql() { command psql -XAtq --set=ON_ERROR_STOP=1 "$@"; }
 
-# Rows by table; not of what an extension brings with it.
-count() {
-    psql --dbname="$1" <<'SQL'
-SELECT format('SELECT %L, count(*) FROM ONLY %I.%I', nspname || '.' || relname, nspname, relname)
-FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
-WHERE relkind IN ('r', 'm') AND relpersistence <> 't' AND nspname !~ '^pg_' AND nspname <> 'information_schema'
-AND NOT EXISTS (SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass AND objid = pg_class.oid AND deptype = 'e')
-ORDER BY 1 \gexec
-SQL
-}
+. "${0%/*}/count.sh"
 
 rm -rf "$to"
 mkdir -m 0700 "$to"
@@ -23,8 +14,7 @@ pg_dumpall --globals-only --file="$to/roles.sql"
 roles=$(psql --dbname=postgres --command="SELECT count(*) FROM pg_roles WHERE rolname !~ '^pg_'")
 [ "$(grep -c '^CREATE ROLE ' "$to/roles.sql")" = "$roles" ] || { echo "roles.sql does not hold $roles roles" >&2; exit 1; }
 : > /tmp/counted
-psql --dbname=postgres --command='SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY 1' \
-    > /tmp/databases
+databases > /tmp/databases
 while read -r database; do
     pg_dump --format=custom --file="$to/$database.dump" "$database"
     psql --dbname=postgres --command='CREATE DATABASE dump_scratch TEMPLATE template0'

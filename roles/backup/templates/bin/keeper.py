@@ -21,6 +21,7 @@ import contextlib
 import datetime as dt
 import fcntl
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -28,9 +29,11 @@ import random
 import shutil
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Client, Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +58,10 @@ if TYPE_CHECKING:
 HOME = Path("/var/lib/barman")
 DATA = Path("/var/lib/postgresql/data")
 SERVER = "main"
-BARMAN = ("barman", "--config", "/etc/compose-stack/current/config/barman.conf")
+CONFIG = Path("/etc/compose-stack/current/config/barman.conf")
+BARMAN = ("barman", "--config", str(CONFIG))
+OFFSITE = Path("/run/offsite/socket")
+"""Where the keeper of the off-site copy gives what lies there."""
 PORT = 9120
 LIVE, RESTORED, ASIDE = "pgdata", "pgdata.restored", "pgdata.before-"
 WEEK = dt.timedelta(days=7)
@@ -67,6 +73,10 @@ LONGEST = 6 * 3600
 """Seconds that trying what was restored may take."""
 MARK = 900
 """Seconds between two markers, between which a drill can tell."""
+PIECE = 1 << 17
+"""Bytes that come at once of an off-site copy."""
+ON_ITS_WAY = dt.timedelta(minutes=1)
+"""What was committed so long before a copy began must be in it."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +91,16 @@ class Policy:
     months: int
     drill_hour: int
     """Hour of the day (UTC) from which on a restore is proved."""
+    copied: int = 0
+    """1 where there is an off-site copy: it is proved of that, and else of the archive."""
+
+    @property
+    def window(self) -> dt.timedelta:
+        return dt.timedelta(days=self.days)
 
     @classmethod
     def from_environment(cls) -> Policy:
-        names = ("HOUR", "DAYS", "WEEKS", "MONTHS", "DRILL_HOUR")
+        names = ("HOUR", "DAYS", "WEEKS", "MONTHS", "DRILL_HOUR", "COPIED")
         return cls(*(int(os.environ[f"BACKUP_{name}"]) for name in names))
 
 
@@ -152,11 +168,11 @@ def parsed(text: str) -> Backup | None:
     )
 
 
-def backups() -> list[Backup]:
+def backups(home: Path | None = None) -> list[Backup]:
     """All of them, the oldest first."""
     verified = set(STATE.read()["verified"])
     found = []
-    for path in (HOME / SERVER / "meta").glob("*-backup.info"):
+    for path in ((home or HOME) / SERVER / "meta").glob("*-backup.info"):
         with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
             if backup := parsed(f"backup_id={path.name[:-12]}\n{path.read_text()}"):
                 found.append(replace(backup, verified=backup.id in verified))
@@ -419,16 +435,17 @@ class Marker:
     id: str
     until: dt.datetime
     """A moment between its commit and that of the next one."""
+    next: dt.datetime
+    """When that was committed, by which a recovery knows that it is past the moment."""
 
 
 def markers() -> list[Marker]:
     """All that have a next one, the oldest first."""
-    rows = query(
-        "SELECT id, extract(epoch FROM (at + (lead(at) OVER (ORDER BY at) - at) / 2))"
-        " FROM drill.markers ORDER BY at"
-    )
+    rows = query("SELECT id, extract(epoch FROM at) FROM drill.markers ORDER BY at")
     found = [line.split("|") for line in rows.splitlines()]
-    return [Marker(name, dt.datetime.fromtimestamp(float(at), dt.UTC)) for name, at in found if at]
+    at = [dt.datetime.fromtimestamp(float(text), dt.UTC) for _, text in found]
+    pairs = zip(found, itertools.pairwise(at), strict=False)
+    return [Marker(name, first + (then - first) / 2, then) for (name, _), (first, then) in pairs]
 
 
 def dumps() -> list[Path]:
@@ -492,38 +509,32 @@ def keep_dump(facts: dict[str, Any], policy: Policy) -> None:
     discard(*found[: max(0, len(found) - policy.weeks)])
 
 
-def drill(policy: Policy) -> dict[str, Any]:
-    """Restore to a random marker, apart from everything, and hold the result against it.
-
-    Once a week what was restored is dumped: the running database has no work with that, and nobody
-    who may read its tables.
+def aim(policy: Policy, at: dt.datetime, home: Path | None = None) -> tuple[Marker, Backup]:
+    """A random marker of those that an archive covered at a moment, and the backup to it.
 
     Raises:
-        Refused: it could not be restored, or is not what it should be.
+        Refused: it covers none.
     """
-    reread_dumps()
-    for _ in range(2):
-        mark()
-        time.sleep(1)
-    mark()
-    flush()
-    spans, restored = known_spans(policy), last_restore()
-    if not spans or (restored and spans[-1].first < restored):
+    found, restored = spans(backups(home), restores(), at, policy.window), last_restore()
+    if not found or (restored and found[-1].first < restored):
         raise Refused("There is no backup yet of the database that runs.")
-    possible = [item for item in markers() if spans[-1].first <= item.until <= spans[-1].last]
+    possible = [item for item in markers() if found[-1].first <= item.until and item.next <= at]
+    if not possible:
+        raise Refused("No marker has been written since the first backup of the present database.")
     marker = random.choice(possible)  # noqa: S311  nobody gains by guessing it
-    backup = chosen(spans, marker.until)
+    return marker, chosen(found, marker.until)
+
+
+def tried(words: Sequence[str]) -> dict[str, Any]:
+    """What the service `drill` says of what is laid out.
+
+    Raises:
+        Refused: it does not say anything.
+    """
     request, taken, result = DATA / "request", DATA / "taken", DATA / "result"
-    asked = time.monotonic()
-    while taken.exists():  # by a drill whose keeper went away
-        if time.monotonic() - asked > LONGEST:
-            raise Refused("The service `drill` is still at an earlier drill: restart it.")
-        time.sleep(1)
-    result.unlink(missing_ok=True)
-    lay_out(backup.id, marker.until.isoformat())
     try:
         fresh = request.with_suffix(".new")
-        fresh.write_text("dump" if dump_due(policy) else "")
+        fresh.write_text(" ".join(words))
         fresh.rename(request)
         asked = time.monotonic()
         while not result.exists():
@@ -539,7 +550,44 @@ def drill(policy: Policy) -> dict[str, Any]:
         raise Refused("The drill's database server said nothing that can be read.") from None
     finally:
         request.unlink(missing_ok=True)
-        discard(DATA / RESTORED)
+    return found
+
+
+def drill(policy: Policy) -> dict[str, Any]:
+    """Restore to a random marker, apart from everything, and hold the result against it.
+
+    From the off-site copy where there is one, else from the archive. Once a week what was restored
+    is dumped: the running database has no work with that, and nobody who may read its tables.
+
+    Raises:
+        Refused: it could not be restored, or is not what it should be.
+    """
+    reread_dumps()
+    for _ in range(2):
+        mark()
+        time.sleep(1)
+    mark()
+    flush()
+    asked = time.monotonic()
+    while (DATA / "taken").exists():  # by a drill whose keeper went away
+        if time.monotonic() - asked > LONGEST:
+            raise Refused("The service `drill` is still at an earlier drill: restart it.")
+        time.sleep(1)
+    (DATA / "result").unlink(missing_ok=True)
+    home = DATA / "copy" if policy.copied else None
+    brought: dict[str, Any] = {}
+    discard(DATA / RESTORED, DATA / ".staging", DATA / "copy")
+    try:
+        if home:
+            marker, backup, brought = bring(policy, home)
+        else:
+            marker, backup = aim(policy, now())
+        began = time.monotonic()
+        lay_out(backup.id, marker.until.isoformat(), home)
+        discard(DATA / "copy")
+        found = tried(["dump"] if dump_due(policy) else [])
+    finally:
+        discard(DATA / RESTORED, DATA / "copy")
     if "refused" in found:
         discard(DATA / "dump")
         raise Refused(str(found["refused"]))
@@ -547,7 +595,171 @@ def drill(policy: Policy) -> dict[str, Any]:
         raise Refused(f"What was restored ends with marker {found['marker']}, not {marker.id}.")
     if found["dump"]:
         keep_dump({**found["dump"], "of": shown(marker.until)}, policy)
-    return {**found, "backup": backup.id, "until": shown(marker.until)}
+    restoring = round(time.monotonic() - began, 1)
+    until = shown(marker.until)
+    return {**found, **brought, "backup": backup.id, "until": until, "restoring": restoring}
+
+
+# -- from the off-site copy ---------------------------------------------------------------------
+
+
+class Pieces(io.RawIOBase):
+    """What comes of one request, to be read as a file."""
+
+    def __init__(self, peer: Connection, **asked: Any) -> None:
+        self.peer = peer
+        self.rest = b""
+        self.ended = False
+        peer.send_bytes(json.dumps(asked).encode())
+
+    def received(self) -> bytes:
+        try:
+            if self.peer.poll(LONGEST):
+                return self.peer.recv_bytes()
+        except (EOFError, OSError):
+            raise Refused("The service `offsite` was stopped meanwhile.") from None
+        raise Refused(f"The service `offsite` has said nothing for {LONGEST // 3600} hours.")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self.rest and not self.ended:
+            self.rest = self.received()
+            self.ended = not self.rest
+        count = min(len(buffer), len(self.rest))
+        buffer[:count], self.rest = self.rest[:count], self.rest[count:]
+        return count
+
+    def end(self) -> dict[str, Any]:
+        """What is said after all pieces.
+
+        Raises:
+            Refused: that it could not be had.
+        """
+        while self.read(PIECE):
+            pass
+        said: dict[str, Any] = json.loads(self.received())
+        if "refused" in said:
+            raise Refused(f"From the off-site copy: {said['refused']}")
+        return said
+
+
+def fetch(peer: Connection, snapshot: str, path: str, home: Path) -> None:
+    """Bring a file, or a directory (which ends with a slash), of the backups from a snapshot.
+
+    Raises:
+        Refused: it cannot be had.
+    """
+    pieces = Pieces(peer, snapshot=snapshot, path=path)
+    target = home / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if path.endswith("/"):
+            target.mkdir(exist_ok=True)
+            with tarfile.open(fileobj=pieces, mode="r|", bufsize=PIECE) as tar:
+                for member in tar:
+                    member.name = member.name.removeprefix("source/backup/")
+                    tar.extract(member, home, filter="data")
+        else:
+            with target.open("wb") as file:
+                shutil.copyfileobj(pieces, file)
+    except tarfile.TarError as error:
+        pieces.end()  # which has the reason, most likely
+        raise Refused(f"From the off-site copy: {path} is no archive: {error}") from None
+    pieces.end()
+
+
+def bring(policy: Policy, home: Path) -> tuple[Marker, Backup, dict[str, Any]]:
+    """Bring from the newest snapshot what a restore to a random marker needs: a home of Barman's.
+
+    Raises:
+        Refused: it cannot be had, is not whole, or there is no room for it.
+    """
+    try:
+        peer = Client(str(OFFSITE), "AF_UNIX")
+    except OSError:
+        raise Refused("The service `offsite` does not answer: is it running?") from None
+    began = time.monotonic()
+    with peer:
+        snapshot = Pieces(peer).end()
+        try:
+            marker, backup = look(policy, peer, snapshot, home, late=ON_ITS_WAY)
+        except Refused:  # it may be from before the last restore, or the first backup
+            # All that is committed is in the archive since the drill has begun.
+            snapshot = Pieces(peer, copy=True).end()
+            marker, backup = look(policy, peer, snapshot, home, late=dt.timedelta(0))
+        name = str(snapshot["snapshot"])
+        for part in ("streaming/", f"wals/{SERVER}-xlog.db"):
+            fetch(peer, name, f"{SERVER}/{part}", home)
+        needed = chain(backup.id, home)
+        wal = wal_since(needed[0], home)
+        dump = copied_dump(snapshot["at"])
+        dumped = sum(path.stat().st_size for path in dump.iterdir()) if dump else 0
+        wanted = size(needed, wal) + dumped + room(needed, wal)
+        if wanted > (free := shutil.disk_usage(DATA).free):
+            raise Refused(
+                f"For what comes from the off-site copy, and what is restored from it, "
+                f"{wanted >> 20} MiB are needed and {free >> 20} MiB are free: make room on that "
+                "disk (`backup_drill_dir`)."
+            )
+        for item in needed:
+            fetch(peer, name, f"{SERVER}/base/{item.id}/", home)
+        for directory in sorted({path.parent.name for path in wal}):
+            fetch(peer, name, f"{SERVER}/wals/{directory}/", home)
+        for history in [name for name in archived_wal(home) if name.endswith(".history")]:
+            fetch(peer, name, f"{SERVER}/wals/{history}", home)
+        if dump:
+            fetch(peer, name, f"dumps/{dump.name}/", home)
+            if wrong := differing(home / "dumps" / dump.name):
+                raise Refused(f"In the copy dump {dump.name} is damaged: {', '.join(wrong)}.")
+    settle(home)
+    text = CONFIG.read_text().replace(f"barman_home = {HOME}\n", f"barman_home = {home}\n")
+    (home / "barman.conf").write_text(text)
+    brought = {"snapshot": name[:8], "copied": shown(dt.datetime.fromisoformat(snapshot["at"]))}
+    return marker, backup, {**brought, "bringing": round(time.monotonic() - began, 1)}
+
+
+def look(
+    policy: Policy, peer: Connection, snapshot: dict[str, Any], home: Path, *, late: dt.timedelta
+) -> tuple[Marker, Backup]:
+    """What is to be restored of a snapshot, into which all had come that was so much older.
+
+    Raises:
+        Refused: it does not cover any marker.
+    """
+    discard(home)
+    fetch(peer, str(snapshot["snapshot"]), f"{SERVER}/meta/", home)
+    at = dt.datetime.fromisoformat(snapshot["at"])
+    try:
+        return aim(policy, at - late, home)
+    except Refused as error:
+        raise Refused(f"In the off-site copy of {shown(at)} UTC: {error}") from None
+
+
+def copied_dump(at: str) -> Path | None:
+    """The newest dump that was there when a copy began."""
+    stamp = f"{dt.datetime.fromisoformat(at) - ON_ITS_WAY:%Y%m%dT%H%M%SZ}"
+    return max((path for path in dumps() if path.name < stamp), default=None)
+
+
+def settle(home: Path) -> None:
+    """Have what was copied while WAL went on agree with itself.
+
+    First what is received was read, then what is archived, and last the list of that.
+    """
+    wals = home / SERVER / "wals"
+    received = {path.stem: path for path in (home / SERVER / "streaming").glob("0*")}
+    there = {path.name for path in wals.glob("*/*")}
+    for name in there & set(received):
+        received[name].unlink()
+    last = max(there | set(received), default="")
+    lines = (wals / f"{SERVER}-xlog.db").read_text().splitlines(keepends=True)
+    names = [line.split()[0] for line in lines]
+    # What is neither there nor the end of all is a gap: it stays on the list, and is missed.
+    gone = {name for name in names if "." not in name and name not in there and name >= last}
+    text = "".join(line for line, name in zip(lines, names, strict=True) if name not in gone)
+    (wals / f"{SERVER}-xlog.db").write_text(text)
 
 
 def proved(policy: Policy) -> dict[str, Any]:
@@ -656,6 +868,8 @@ class Status:
                 "backup_drill_last_success_timestamp_seconds": int(last),
                 "backup_drill_failing": int("failed" in drill),
                 "backup_drill_duration_seconds": drill.get("seconds", 0),
+                "backup_drill_rows": drill.get("rows", 0),
+                "backup_drill_from_copy": int("snapshot" in drill),
                 "backup_last_success_timestamp_seconds": int(newest),
                 "backup_oldest_timestamp_seconds": int(oldest),
                 "backup_failing": int(failing),
@@ -712,7 +926,7 @@ def chosen(found: Sequence[Span], at: dt.datetime) -> Backup:
 
 
 def known_spans(policy: Policy) -> list[Span]:
-    return spans(backups(), restores(), now(), dt.timedelta(days=policy.days))
+    return spans(backups(), restores(), now(), policy.window)
 
 
 def plan(policy: Policy, when: str, backup: str) -> dict[str, Any]:
@@ -742,16 +956,16 @@ def plan(policy: Policy, when: str, backup: str) -> dict[str, Any]:
     return {"backup": chosen(found, at).id, "until": at.isoformat(), "moment": shown(at)}
 
 
-def chain(backup: str) -> list[Backup]:
+def chain(backup: str, home: Path | None = None) -> list[Backup]:
     """A backup and those that it needs."""
-    by_id = {item.id: item for item in backups()}
+    by_id = {item.id: item for item in backups(home)}
     result = [by_id[backup]]
     while (parent := result[-1].parent) is not None:
         result.append(by_id[parent])
     return result
 
 
-def archive() -> list[Path]:
+def archive(home: Path | None = None) -> list[Path]:
     """Have the whole files of WAL that were received in the archive, with or without PostgreSQL.
 
     Of those that are not in it, Barman restores only what follows the last that is. It always
@@ -761,29 +975,49 @@ def archive() -> list[Path]:
         Refused: they do not get there.
     """
     for _ in range(30):
-        received = sorted((HOME / SERVER / "streaming").glob("0*"))
+        received = sorted(((home or HOME) / SERVER / "streaming").glob("0*"))
         whole = [path for path in received if not path.suffix]
         if not whole or received == whole[-1:]:
             return whole
-        barman("archive-wal")  # does nothing while another process is at it
+        run(*of(home), "archive-wal", SERVER)  # does nothing while another process is at it
         time.sleep(1)
     raise Refused("What was received does not get into the archive: the log of `backup` says why.")
 
 
-def wal_since(backup: Backup) -> list[Path]:
-    """Files of WAL that have been archived since a backup, of its timeline."""
-    wals = HOME / SERVER / "wals"
+def archived_wal(home: Path | None = None) -> list[str]:
+    """Names of all that was archived, histories of timelines among them."""
     try:
-        lines = (wals / f"{SERVER}-xlog.db").read_text().splitlines()
+        lines = ((home or HOME) / SERVER / "wals" / f"{SERVER}-xlog.db").read_text().splitlines()
     except FileNotFoundError:
         return []
-    names = [line.split()[0] for line in lines]
+    return [line.split()[0] for line in lines]
+
+
+def wal_since(backup: Backup, home: Path | None = None) -> list[Path]:
+    """Files of WAL that have been archived since a backup, of its timeline."""
+    names = archived_wal(home)
     mine = [name for name in names if name[:8] == backup.wal[:8] and name >= backup.wal]
-    return [wals / name[:16] / name for name in mine if "." not in name]
+    return [(home or HOME) / SERVER / "wals" / name[:16] / name for name in mine if "." not in name]
 
 
-def lay_out(backup: str, until: str) -> None:
-    """Restore beside the running database, ready to be started.
+def size(needed: Sequence[Backup], wal: Sequence[Path]) -> int:
+    """Bytes of backups and WAL."""
+    return sum(item.bytes for item in needed) + len(wal) * SEGMENT
+
+
+def room(needed: Sequence[Backup], wal: Sequence[Path]) -> int:
+    """Bytes that laying it out takes."""
+    # Put together in the staging directory first, where there is more than one.
+    return size(needed, wal) + (sum(item.bytes for item in needed) if len(needed) > 1 else 0)
+
+
+def of(home: Path | None) -> tuple[str, ...]:
+    """Barman, of another home than its own."""
+    return BARMAN if home is None else ("barman", "--config", str(home / "barman.conf"))
+
+
+def lay_out(backup: str, until: str, home: Path | None = None) -> None:
+    """Restore beside the running database, ready to be started; of another home of Barman's.
 
     Raises:
         Refused: there is no room, or Barman failed; nothing is left of it.
@@ -791,22 +1025,21 @@ def lay_out(backup: str, until: str) -> None:
     target = DATA / RESTORED
     staging = DATA / ".staging"
     discard(target, staging)
-    received = archive()
-    needed = chain(backup)
-    wal = wal_since(needed[0])
-    # Put together in the staging directory first, where there is more than one.
-    room = sum(item.bytes for item in needed) * (2 if len(needed) > 1 else 1) + len(wal) * SEGMENT
-    free = shutil.disk_usage(DATA).free
+    received = archive(home)
+    needed = chain(backup, home)
+    wal = wal_since(needed[0], home)
+    wanted, free = room(needed, wal), shutil.disk_usage(DATA).free
     missing = [path.name for path in wal if not path.exists()]
     if missing:
         raise Refused(
-            f"The archive lacks {', '.join(missing)}: what was written from then on cannot be "
-            "restored from this backup. `make backups` lists others, for BACKUP=<id>."
+            f"The {'copy' if home else 'archive'} lacks {', '.join(missing)}: what was written "
+            "from then on cannot be restored from this backup. `make backups` lists others, for "
+            "BACKUP=<id>."
         )
-    if room > free:
+    if wanted > free:
         raise Refused(
-            f"Beside the database {room >> 20} MiB are needed and {free >> 20} MiB are free: make "
-            "room on that disk (`make forget` removes what earlier restores set aside)."
+            f"Beside the database {wanted >> 20} MiB are needed and {free >> 20} MiB are free: "
+            "make room on that disk (`make forget` removes what earlier restores set aside)."
         )
     options = ["--target-tli", "current", "--target-action", "promote"]
     if until == "latest":
@@ -818,7 +1051,16 @@ def lay_out(backup: str, until: str) -> None:
     try:
         staging.mkdir()
         staged = ["--staging-path", str(staging), "--staging-location", "local"]
-        run(*BARMAN, "restore", *staged, *options, SERVER, backup, str(target), TMPDIR=str(staging))
+        run(
+            *of(home),
+            "restore",
+            *staged,
+            *options,
+            SERVER,
+            backup,
+            str(target),
+            TMPDIR=str(staging),
+        )
         for path in received:
             shutil.copy(path, target / "barman_wal" / path.name)
         target.chmod(0o700)

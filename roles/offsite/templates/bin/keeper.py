@@ -23,10 +23,14 @@ import json
 import os
 import re
 import socket
+import subprocess
 import sys
+import tempfile
+import threading
 import time
 import urllib.parse
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,12 +57,16 @@ SECRETS = Path("/run/secrets")
 CONFIG = Path("/etc/compose-stack/current/config")
 MEMORY = Path("/tmp")  # noqa: S108  memory of its own
 PORT = 9121
+ASKED_AT = Path("/run/offsite/socket")
+"""Where a drill asks for what lies in the copy."""
 DAY = dt.timedelta(days=1)
 KEEP = (
     ("--keep-hourly", "48", "--keep-daily", "7", "--keep-weekly", "4", "--keep-monthly", "6")
 )  # fmt: skip
 SMALL = 1 << 30
 """Bytes up to which a check reads all of the repository, and not a seventh."""
+PIECE = 1 << 17
+"""Bytes of a copy that are given at once."""
 ATTEMPTS = 5
 """Copies that are made in a row when the backups change meanwhile."""
 PATIENCE = 60
@@ -147,10 +155,11 @@ def secret(name: str) -> str:
 def write(name: str, text: str) -> Path:
     """A file in memory, for this user alone."""
     path = MEMORY / name
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    # At once, as another thread's restic may be about to read it.
+    descriptor, fresh = tempfile.mkstemp(dir=MEMORY)
     with os.fdopen(descriptor, "w") as file:
         file.write(text)
-    return path
+    return Path(fresh).rename(path)
 
 
 def options(policy: Policy, key: Path | None = None) -> list[str]:
@@ -179,6 +188,14 @@ def options(policy: Policy, key: Path | None = None) -> list[str]:
     return [*found, "--repository-file", str(write("repository", address))]
 
 
+def environment() -> dict[str, str]:
+    (HOME / "tmp").mkdir(exist_ok=True)
+    return {
+        "AWS_SHARED_CREDENTIALS_FILE": str(MEMORY / "s3"), "HOME": str(HOME),
+        "TMPDIR": str(HOME / "tmp"),
+    }  # fmt: skip
+
+
 def restic(
     policy: Policy,
     verb: str,
@@ -191,14 +208,9 @@ def restic(
     Raises:
         Refused: it failed; the text says why, and then what restic said.
     """
-    (HOME / "tmp").mkdir(exist_ok=True)
-    environment = {
-        "AWS_SHARED_CREDENTIALS_FILE": str(MEMORY / "s3"), "HOME": str(HOME),
-        "TMPDIR": str(HOME / "tmp"),
-    }  # fmt: skip
     try:
         command = ("restic", *options(policy, key), verb, *arguments)
-        return run(*command, seconds=seconds, **environment)
+        return run(*command, seconds=seconds, **environment())
     except Refused as error:
         text = without_secrets(explained(str(error), error.output))
         raise Refused(text, without_secrets(error.output)) from None
@@ -436,6 +448,98 @@ def mended(policy: Policy, output: str) -> str:
     return " What could be saved was, and what is still here was copied again; it is checked anew."
 
 
+# -- giving to a drill what lies there ----------------------------------------------------------
+
+
+GIVING = threading.Lock()
+"""While something is given nothing is removed or mended: restic would refuse. Copies go on."""
+
+
+def newest(policy: Policy) -> dict[str, str]:
+    """The last snapshot, and since when what was there is in it.
+
+    Raises:
+        Refused: there is none, or the repository cannot be opened.
+    """
+    if STATE.read()["repository"] is None:
+        raise Refused("There is no copy yet: `make backups` says how the first one goes.")
+    opened(policy)
+    text = restic(policy, "snapshots", "--latest", "1", "--json", "--host", policy.host)
+    if not (found := json.loads(text)):
+        raise Refused("There is no copy: the repository is there, and holds nothing of this stack.")
+    return {"snapshot": found[-1]["id"], "at": found[-1]["time"]}
+
+
+def contents(policy: Policy, snapshot: str, path: str) -> Iterator[bytes]:
+    """A file that lies in a snapshot, or a directory (which ends with a slash) as a tar archive.
+
+    Raises:
+        Refused: it does not, or cannot be read.
+    """
+    # Of the backups alone: whoever keeps them need not learn what else is copied.
+    if not re.fullmatch(r"(main|dumps)/[\w./-]+", path) or ".." in path:
+        raise Refused(f"'{path}' is not given to anybody.")
+    words = ["dump", "--retry-lock=30m", snapshot, f"/source/backup/{path.rstrip('/')}"]
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            ["restic", *options(policy), *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=said, env={**os.environ, **environment()},
+        )  # fmt: skip
+        try:
+            while process.stdout and (piece := process.stdout.read(PIECE)):
+                yield piece
+        finally:  # whoever asked may have gone
+            process.kill()
+            code = process.wait()
+        said.seek(0)
+        output = said.read().decode(errors="replace")
+    if code:
+        text = f"restic ended with {code}: " + " ".join(output.strip().splitlines()[-3:])
+        raise Refused(without_secrets(explained(text, output)))
+
+
+def answer(policy: Policy, asked: dict[str, Any], peer: Connection) -> dict[str, Any]:
+    """Send what is asked for in pieces; what is to be said in the end.
+
+    Raises:
+        Refused: it cannot be had.
+    """
+    if "path" in asked:
+        for piece in contents(policy, str(asked["snapshot"]), str(asked["path"])):
+            peer.send_bytes(piece)
+        return {}
+    if asked.get("copy"):
+        noted(copy, policy)
+    return newest(policy)
+
+
+class Giver(threading.Thread):
+    """Gives a drill what it asks for, one at a time: pieces, an empty one, and how it went."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__(daemon=True)
+        self.policy = policy
+
+    def run(self) -> None:
+        ASKED_AT.unlink(missing_ok=True)
+        listener = Listener(str(ASKED_AT), "AF_UNIX")
+        # Whoever has the directory may: that is the keeper of the backups.
+        ASKED_AT.chmod(0o666)
+        while True:
+            with contextlib.suppress(EOFError, OSError), listener.accept() as peer, GIVING:
+                self.serve(peer)
+
+    def serve(self, peer: Connection) -> None:
+        while True:
+            asked = json.loads(peer.recv_bytes())
+            try:
+                said = answer(self.policy, asked, peer)
+            except (Refused, ValueError, LookupError) as error:
+                said = {"refused": str(error)}
+            peer.send_bytes(b"")
+            peer.send_bytes(json.dumps(said).encode())
+
+
 # -- going on -----------------------------------------------------------------------------------
 
 
@@ -469,10 +573,15 @@ def tend(policy: Policy) -> None:
     if found["failing"] or past(found["succeeded"], dt.timedelta(minutes=policy.minutes)):
         done = noted(copy, policy)
         say(f"snapshot {done['snapshot']} copied in {done['seconds']} s")
-    if past(found["tidied"], DAY):
-        noted(tidy, policy)
-    if found["unchecked"] or past(found["checked"], DAY):
-        noted(check, policy)
+    if not GIVING.acquire(blocking=False):
+        return
+    try:
+        if past(found["tidied"], DAY):
+            noted(tidy, policy)
+        if found["unchecked"] or past(found["checked"], DAY):
+            noted(check, policy)
+    finally:
+        GIVING.release()
 
 
 def serve(policy: Policy) -> None:
@@ -481,6 +590,7 @@ def serve(policy: Policy) -> None:
     if STATE.read()["began"] is None:
         STATE.update(began=now().isoformat())
     serve_metrics(PORT, metrics)
+    Giver(policy).start()
     failures = 0
     while True:
         try:
