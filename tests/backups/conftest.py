@@ -7,6 +7,7 @@ import datetime as dt
 import json
 import os
 import re
+import shutil
 import subprocess
 import uuid
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.bench.__main__ import Bench
+from tests.disk import Disk
 from tests.harness import Engine, Run, Stack, playbook, wait_for
 
 if TYPE_CHECKING:
@@ -29,15 +31,18 @@ ENGINE = Engine()
 # Without what the database does not need.
 SERVICES = ["postgres", "redis", "rabbitmq", "api", "backup", "nginx"]
 
-SMALL = BENCH.data / "small"
 # On the disk: what a container writes into memory counts as its own, and a restore writes a lot.
 DATA = BENCH.backups.parent / "postgres"
-SETTINGS = {**BENCH.variables, "stack_services": SERVICES, "postgres_data_dir": str(DATA)}
+# Of a file system of its own, which can be filled.
+DRILL = BENCH.backups.parent / "disk" / "drill"
+SETTINGS = {
+    **BENCH.variables, "stack_services": SERVICES, "postgres_data_dir": str(DATA),
+    "backup_drill_dir": str(DRILL),
+}  # fmt: skip
 
 # What can be wrong, and the cause that a drill must give for it.
 DAMAGE = {
     "a flipped bit": "(a page|a table or an index) is damaged",
-    "an empty file": "(a page|a table or an index) is damaged",
     "missing WAL": r"The archive lacks [0-9A-F]{24}",
     "a full disk": r"[0-9]+ MiB are needed and [0-9]+ MiB are free",
     "a truncated dump": r"Dump [0-9TZ]+ is damaged and was removed: app\.dump\.",
@@ -100,44 +105,44 @@ class World:
         }
 
     @contextlib.contextmanager
+    def while_there(self, made: str, gone: str) -> Iterator[None]:
+        """While something is in the database: no drill goes back to before, or back to it later."""
+        markers = ("-d", "postgres", "-c", "DELETE FROM drill.markers")
+        self.psql(made)
+        self.stack.execute("postgres", *PSQL[:-1], *markers)
+        try:
+            yield
+        finally:
+            self.psql(gone)
+            self.stack.execute("postgres", *PSQL[:-1], *markers)
+
+    @contextlib.contextmanager
     def damaged(self, how: str) -> Iterator[None]:
         """While the archive, or the drill's disk, is not as it should be."""
         if how == "a full disk":
-            SMALL.mkdir()
-            options = "size=40m,uid=70,gid=70,mode=0700"
-            ENGINE.run("mount", "-t", "tmpfs", "-o", options, "tmpfs", str(SMALL))
+            fill = DRILL.with_name("fill")
+            size = shutil.disk_usage(DRILL).free - (40 << 20)
             try:
-                self.run("site.yml", backup_drill_dir=str(SMALL)).succeeded()
+                ENGINE.run("fallocate", "--length", str(size), str(fill))
                 yield
             finally:
-                self.run("site.yml").succeeded()
-                unmount()
+                fill.unlink()
             return
         if how == "a dump that cannot be restored":
-            self.psql("CREATE TABLE here (id int CHECK (current_database() = 'app'))")
-            self.psql("INSERT INTO here VALUES (1)")
-            # Of a moment before, the table would not be in it.
-            markers = ("-d", "postgres", "-c", "DELETE FROM drill.markers")
-            self.stack.execute("postgres", *PSQL[:-1], *markers)
-            try:
+            check = "CREATE TABLE here (id int CHECK (current_database() = 'app'))"
+            with self.while_there(f"{check}; INSERT INTO here VALUES (1)", "DROP TABLE here"):
                 yield
-            finally:
-                self.psql("DROP TABLE here")
-                # Else a later drill may go back to a moment at which it was there.
-                self.stack.execute("postgres", *PSQL[:-1], *markers)
             return
         if how == "a truncated dump":
-            (path,) = (BENCH.backups / "dumps").glob("*/app.dump")
-            os.truncate(path, path.stat().st_size // 2)
-            yield
-            return
-        if how == "missing WAL":
+            (*_, path) = sorted((BENCH.backups / "dumps").glob("*/app.dump"))
+        elif how == "missing WAL":
             timeline = self.psql("SELECT pg_walfile_name(pg_current_wal_lsn())")[:8]
             (*_, path) = sorted((self.archive / "wals").glob(f"{timeline}*/{timeline}*"))
         else:
             # Of the newest full backup, and changed by nobody since.
             full = [item["id"] for item in self.backups() if item["full"]][-1]
-            relation = self.psql("SELECT pg_relation_filepath('pg_proc')")
+            table = "alembic_version" if how == "an empty file" else "pg_proc"
+            relation = self.psql(f"SELECT pg_relation_filepath('{table}')")
             path = self.archive / "base" / full / "data" / relation
         content, owner = path.read_bytes(), path.stat()
         try:
@@ -145,12 +150,16 @@ class World:
                 path.unlink()
             elif how == "an empty file":
                 path.write_bytes(b"")
+            elif how == "a truncated dump":
+                path.write_bytes(content[: len(content) // 2])
             else:
                 path.write_bytes(content[:-100] + bytes([content[-100] ^ 1]) + content[-99:])
             yield
         finally:
-            path.write_bytes(content)
-            os.chown(path, owner.st_uid, owner.st_gid)
+            # A dump that is damaged was removed.
+            if path.parent.exists():
+                path.write_bytes(content)
+                os.chown(path, owner.st_uid, owner.st_gid)
 
     def psql(self, statement: str) -> str:
         return self.stack.execute("postgres", *PSQL, statement).strip()
@@ -187,6 +196,8 @@ def world() -> Iterator[World]:
     world = World(BENCH.stack)
     world.run("build.yml").succeeded()
     clean(world)
+    DATA.parent.mkdir()
+    Disk(DATA.parent, 1 << 30)
     try:
         world.run("site.yml").succeeded()
         yield world
@@ -195,19 +206,11 @@ def world() -> Iterator[World]:
 
 
 def clean(world: World) -> None:
-    unmount()
     world.run("clean.yml", clean_confirm=BENCH.project).succeeded()
+    if DRILL.parent.is_mount():
+        ENGINE.run("umount", "--lazy", str(DRILL.parent))
     for path in (BENCH.data, DATA.parent):
-        with contextlib.suppress(OSError):
-            path.rmdir()
-
-
-def unmount() -> None:
-    """A directory that something is mounted on cannot be removed."""
-    if SMALL.is_mount():
-        ENGINE.run("umount", "--lazy", str(SMALL))
-    with contextlib.suppress(FileNotFoundError):
-        SMALL.rmdir()
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def said(run: Run) -> str:

@@ -177,12 +177,16 @@ def test_a_drill(world: World) -> None:
     """FS-7: a restore is proved apart from everything, and `make backups` says when."""
     before = world.stack.lives(running=True)
     text = said(world.run("drill.yml").succeeded())
+    assert "from the archive on this host" in text
     assert "every page and index as it should be, and it ends where it should" in text
+    assert "The application works on it." in text
     assert world.stack.lives(running=True) == before
     assert "Proved at" in said(world.run("backups.yml").succeeded())
-    drill = world.stack.one("drill")
-    assert list(drill["NetworkSettings"]["Networks"]) == ["none"]
+    for name in ("drill", "drill-api"):
+        assert list(world.stack.one(name)["NetworkSettings"]["Networks"]) == ["none"]
     metrics = world.metrics()
+    assert metrics["backup_drill_from_copy"] == 0
+    assert metrics["backup_drill_rows"] > 0
     assert metrics["backup_drill_failing"] == 0
     assert time.time() - metrics["backup_drill_last_success_timestamp_seconds"] < 60
 
@@ -201,6 +205,16 @@ def test_a_logical_dump(world: World) -> None:
         world.stack.one("postgres")["Id"], str(path / "app.dump"),
     )  # fmt: skip
     assert "COPY public.items" in items
+
+
+def test_an_application_that_does_not_work_on_it(world: World) -> None:
+    """FS-7: the drill says what the application's smoke test does; nothing of it stays."""
+    before = world.psql("SELECT count(*) FROM items")
+    required = "ALTER TABLE items ADD note int NOT NULL DEFAULT 0, ALTER note DROP DEFAULT"
+    with world.while_there(required, "ALTER TABLE items DROP note"):
+        answer = world.keeper("drill")
+    assert "the application does not work on it: smoke: POST /api/items answered 500" in str(answer)
+    assert world.psql("SELECT count(*) FROM items") == before
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.backups.conftest import BENCH, ENGINE, KEEPER, SERVICES, said
+from tests.backups.conftest import BENCH, DRILL, ENGINE, KEEPER, SERVICES, said
 from tests.harness import ROOT, wait_for
 from tests.roles.tls.authority import issue
 
@@ -110,6 +111,112 @@ def test_its_key_is_seen_by_the_operator_alone(copied: World) -> None:
     assert len(secrets) > 8
     for secret in secrets:
         assert not ENGINE.succeeds("grep", "-rqF", secret, str(PLACE))
+
+
+def test_a_drill_of_it(copied: World) -> None:
+    """FS-7: what lies elsewhere is proved where there is such, and `make drill` says so."""
+    text = said(copied.run("drill.yml", **OFFSITE).succeeded())
+    assert "from the off-site copy of 20" in text
+    assert "The application works on it." in text
+    assert "from the off-site copy" in said(copied.run("backups.yml", **OFFSITE).succeeded())
+    metrics = copied.metrics()
+    assert metrics["backup_drill_from_copy"] == 1
+    assert metrics["backup_drill_failing"] == 0
+    assert metrics["backup_drill_rows"] > 0
+
+
+def test_a_drill_learns_of_the_copy_what_is_its_own(copied: World) -> None:
+    """FS-8, FS-6: the keeper of the backups has no key, and is given nothing but backups."""
+    places = copied.stack.execute("backup", "sh", "-c", "ls /run/secrets; ls /source", check=False)
+    assert "offsite" not in places
+    assert "No such file or directory" in places
+    for path in ("secrets/operator_password", "main/../../secrets/operator_password", "/main"):
+        lines = copied.report(ASK, json.dumps({"snapshot": "latest", "path": path}))
+        assert lines == [json.dumps({"refused": f"'{path}' is not given to anybody."})]
+
+
+ASK = """
+import sys
+from multiprocessing.connection import Client
+with Client('/run/offsite/socket', 'AF_UNIX') as peer:
+    peer.send_bytes(sys.argv[1].encode())
+    while peer.recv_bytes():
+        print('something came')
+    print(peer.recv_bytes().decode())
+"""
+RED = {
+    "a flipped bit": "From the off-site copy: A part of the repository is damaged",
+    "an empty file": "rows of app (are missing, which an index has|cannot be counted)",
+    "missing WAL": "The copy lacks [0-9A-F]{24}",
+    "the wrong key": "From the off-site copy: The key does not open the repository",
+    "a full disk": "from the off-site copy.* [0-9]+ MiB are needed and [0-9]+ MiB are free",
+    "a truncated dump": r"In the copy dump [0-9TZ]+ is damaged: app\.dump",
+}
+
+
+@contextlib.contextmanager
+def damaged(world: World, how: str) -> Iterator[None]:
+    """While the newest copy, or the drill's disk, is not as it should be."""
+    if how == "a full disk":
+        with world.damaged(how):
+            yield
+        return
+    if how in ("a flipped bit", "the wrong key"):
+        key = Path(BENCH.directory, "secrets", "offsite_password")
+        path, at = (key, 0) if how == "the wrong key" else stored(world)
+        content = path.read_bytes()
+        try:
+            path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+            yield
+        finally:
+            path.write_bytes(content)
+        return
+    # Here it is whole again before the drill, and stays so in the copies after it.
+    with world.damaged(how):
+        world.stack.execute("offsite", *KEEPER, "copy")
+    yield
+    world.stack.execute("offsite", *KEEPER, "copy")
+
+
+def stored(world: World) -> tuple[Path, int]:
+    """A byte of the repository, in the control file of the newest full backup."""
+    restic = (
+        "restic", "--repo=/repository", "--password-file=/run/secrets/offsite_password",
+        "--no-cache", "--quiet",
+    )  # fmt: skip
+
+    def read(*words: str) -> Any:
+        return json.loads(world.stack.execute("offsite", *restic, *words))
+
+    full = [item["id"] for item in world.backups() if item["full"]][-1]
+    snapshot = read("snapshots", "--latest=1", "--json")[-1]["id"]
+    place = f"{snapshot}:/source/backup/main/base/{full}/data/global"
+    files = read("cat", "tree", place)["nodes"]
+    (blob,) = [item["content"][0] for item in files if item["name"] == "pg_control"]
+    for index in world.stack.execute("offsite", *restic, "list", "index").split():
+        for pack in read("cat", "index", index)["packs"]:
+            for item in pack["blobs"]:
+                if item["id"] == blob:
+                    path = PLACE / "data" / pack["id"][:2] / pack["id"]
+                    return path, item["offset"] + item["length"] // 2
+    raise AssertionError(blob)
+
+
+@pytest.mark.parametrize("damage", RED)
+def test_what_turns_a_drill_of_it_red(copied: World, damage: str) -> None:
+    """FS-7: each kind of damage by its own cause, though all that is here is as it should be."""
+    with damaged(copied, damage):
+        answer = copied.keeper("drill")
+    assert re.search(RED[damage], answer.get("refused", "")), answer
+    assert copied.metrics()["backup_drill_failing"] == 1
+
+
+def test_a_drill_of_it_that_is_green_again(copied: World) -> None:
+    """FS-7: and nothing is left on the drill's disk."""
+    assert "refused" not in copied.keeper("drill")
+    assert copied.metrics()["backup_drill_failing"] == 0
+    left = {path.name for path in DRILL.iterdir()}
+    assert left == {"result"}
 
 
 # -- without the stack: the keeper alone, and real servers ----------------------------------------

@@ -385,6 +385,10 @@ def test_when_a_restore_is_proved() -> None:
     assert not keeper.drill_due([replace(old, verified=False)], NOON, 4, None)
 
 
+def marker(name: str, until: dt.datetime) -> Any:
+    return keeper.Marker(name, until, until + dt.timedelta(seconds=10))
+
+
 class Night(NamedTuple):
     home: Home
     says: dict[str, Any]
@@ -395,16 +399,17 @@ class Night(NamedTuple):
 def night(home: Home, monkeypatch: pytest.MonkeyPatch) -> Night:
     """A drill whose restore and server answer at once."""
     says: dict[str, Any] = {"tables": 3, "megabytes": 30, "last": "", "marker": "b", "dump": {}}
-    found = [keeper.Marker("a", NOON - DAY), keeper.Marker("b", NOON)]
-    good = backup(NOON - DAY + MINUTE)
+    found = [marker("a", NOON - DAY - MINUTE), marker("b", NOON), marker("c", NOON + MINUTE)]
+    keeper.STATE.update(verified=["20260330T120000"])
+    monkeypatch.setattr(keeper, "now", lambda: NOON + MINUTE / 2)
     monkeypatch.setattr(keeper, "markers", lambda: found)
-    monkeypatch.setattr(keeper, "known_spans", lambda _: [keeper.Span(good.end, NOON, (good,))])
     monkeypatch.setattr(keeper, "mark", lambda: None)
     monkeypatch.setattr(keeper, "flush", lambda: None)
     monkeypatch.setattr(keeper.time, "sleep", lambda _: None)
 
-    def lay_out(name: str, until: str) -> None:
-        assert (name, until) == (good.id, NOON.isoformat()), "the one that can be reached"
+    def lay_out(name: str, until: str, place: Path | None) -> None:
+        reached = ("20260330T120000", NOON.isoformat(), None)
+        assert (name, until, place) == reached, "the one that can be reached"
         (home.data / "result").write_text(f"noise\n{json.dumps(says)}\n" if says else "")
 
     monkeypatch.setattr(keeper, "lay_out", lay_out)
@@ -445,6 +450,38 @@ def test_a_drill_that_fails(night: Night, says: dict[str, str] | None, cause: st
     assert "backup_drill_failing 1\n" in text
     assert "backup_drill_last_success_timestamp_seconds 0\n" not in text
     assert cause in keeper.STATE.read()["drill"]["why"]
+
+
+def test_what_was_copied_while_wal_went_on(home: Home) -> None:
+    """FS-7: what has moved meanwhile agrees with itself, and a gap stays one."""
+    main = keeper.HOME / "main"
+    (main / "wals" / WAL[:16]).mkdir()
+    for name in ("03", "05"):
+        (main / "wals" / WAL[:16] / f"{WAL}{name}").touch()
+    # Whole in the archive by now, as it was not yet; and the one that follows.
+    for name in ("05.partial", "06.partial"):
+        (main / "streaming" / f"{WAL}{name}").touch()
+    names = [f"{WAL}{name}" for name in ("03", "04", "05", "06", "07")]
+    listed = main / "wals" / "main-xlog.db"
+    listed.write_text("".join(f"{name}\t1\t1\tgzip\n" for name in [*names, "00000002.history"]))
+    keeper.settle(keeper.HOME)
+    assert [path.name for path in (main / "streaming").iterdir()] == [f"{WAL}06.partial"]
+    assert keeper.archived_wal() == [*names[:3], "00000002.history"]
+    with pytest.raises(keeper.Refused, match=f"The archive lacks {WAL}04: "):
+        keeper.lay_out("20260330T120000", "latest")
+
+
+def test_a_copy_that_covers_no_marker(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FS-7: one that was committed when the copy began, and its next one too."""
+    keeper.STATE.update(verified=["20260330T120000"])
+    monkeypatch.setattr(keeper, "markers", lambda: [marker("a", NOON), marker("b", NOON + MINUTE)])
+    found, chosen = keeper.aim(POLICY, NOON + MINUTE, keeper.HOME)
+    assert (found.id, chosen.id) == ("a", "20260330T120000")
+    with pytest.raises(keeper.Refused, match="No marker has been written since"):
+        keeper.aim(POLICY, NOON, keeper.HOME)
+    keeper.STATE.update(restores=[(NOON - MINUTE).isoformat()])
+    with pytest.raises(keeper.Refused, match="no backup yet of the database that runs"):
+        keeper.aim(POLICY, NOON + MINUTE, keeper.HOME)
 
 
 def laid(home: Home, *, cut: bool = False) -> None:

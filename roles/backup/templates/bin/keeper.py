@@ -739,7 +739,7 @@ def look(
 
 def copied_dump(at: str) -> Path | None:
     """The newest dump that was there when a copy began."""
-    stamp = f"{dt.datetime.fromisoformat(at) - ON_ITS_WAY:%Y%m%dT%H%M%SZ}"
+    stamp = f"{dt.datetime.fromisoformat(at).astimezone(dt.UTC):%Y%m%dT%H%M%SZ}"
     return max((path for path in dumps() if path.name < stamp), default=None)
 
 
