@@ -162,8 +162,7 @@ def damaged(world: World, how: str) -> Iterator[None]:
             yield
         return
     if how in ("a flipped bit", "the wrong key"):
-        key = Path(BENCH.directory, "secrets", "offsite_password")
-        path, at = (key, 0) if how == "the wrong key" else stored(world)
+        path, at = (mounted_key(world), 0) if how == "the wrong key" else stored(world)
         content = path.read_bytes()
         try:
             path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
@@ -176,6 +175,14 @@ def damaged(world: World, how: str) -> Iterator[None]:
         world.stack.execute("offsite", *KEEPER, "copy")
     yield
     world.stack.execute("offsite", *KEEPER, "copy")
+
+
+def mounted_key(world: World) -> Path:
+    (mount,) = [
+        item for item in world.stack.one("offsite")["Mounts"]
+        if item["Destination"] == "/run/secrets/offsite_password"
+    ]  # fmt: skip
+    return Path(mount["Source"])
 
 
 def stored(world: World) -> tuple[Path, int]:

@@ -189,6 +189,25 @@ def test_the_copy_is_made_by_who_only_reads(rendered: Rendered) -> None:
     assert service["secrets"] == ["offsite_password", *(["offsite_ssh_key"] if away else [])]
 
 
+def test_a_drill_has_neither_key_nor_network(rendered: Rendered) -> None:
+    """FS-6, FS-8: it asks the keeper of the copy, and its server lets in its own application."""
+
+    def holders(volume: str) -> set[str]:
+        mounts = {name: item.get("volumes", []) for name, item in rendered.services.items()}
+        return {name for name in mounts if any(m.startswith(f"{volume}:") for m in mounts[name])}
+
+    assert holders("offsite-socket") == {"backup", "offsite"}
+    assert "offsite-socket:/run/offsite:ro" in rendered.services["backup"]["volumes"]
+    assert holders("drill-socket") == {"drill", "drill-api"}
+    for name in ("drill", "drill-api"):
+        assert rendered.services[name]["network_mode"] == "none"
+        assert "secrets" not in rendered.services[name]
+    key = {
+        name for name, s in rendered.services.items() if "offsite_password" in s.get("secrets", [])
+    }
+    assert key == {"offsite"}
+
+
 def test_a_token_is_for_the_workers_alone(rendered: Rendered, changed: Rendered) -> None:
     """BM-3, FS-8: and only where secrets_values has one; it is never made up."""
     name = "birthdays_email_token"
@@ -235,7 +254,9 @@ def test_compose_removes_no_data(rendered: Rendered) -> None:
     external = {volume["name"] for volume in rendered.volumes.values() if volume.get("external")}
     assert external == made
     rest = {name for name, volume in rendered.volumes.items() if not volume.get("external")}
-    assert rest == {"postgres-socket", "nginx-log", "drill-data", "drill-socket", "alloy-data"}
+    assert rest == {
+        "postgres-socket", "nginx-log", "drill-data", "drill-socket", "offsite-socket", "alloy-data",
+    }  # fmt: skip
 
 
 def test_images_are_named_by_reference_never_latest(rendered: Rendered) -> None:

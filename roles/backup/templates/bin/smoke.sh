@@ -21,7 +21,10 @@ while true; do
     [ -p asked ] || { sleep 2 & wait $!; continue; }
     cat asked > /tmp/asked & wait $!
     answer=$(try)
-    echo "$(cat /tmp/asked) $answer $(tail -n 3 /tmp/said | tr -d '"\\' | tr '\n\t' '  ' | tail -c 600)" > /tmp/answer
+    cat /tmp/said >&2
+    # What it says to whoever asks, if it has got so far; else the end of what it has logged.
+    reason=$(grep '^smoke: ' /tmp/said || tail -n 3 /tmp/said)
+    echo "$(cat /tmp/asked) $answer $(printf '%s' "$reason" | tr -d '"\\' | tr '\n\t' '  ' | tail -c 600)" > /tmp/answer
     # The drill may have gone away.
     timeout 10 sh -c 'cat /tmp/answer > answered' || true
 done
