@@ -40,8 +40,8 @@ SETTINGS = {
     "backup_drill_dir": str(DRILL),
 }  # fmt: skip
 
-# What can be wrong, and the cause that a drill of the archive must give for it; of what is copied elsewhere see
-# test_offsite.py.
+# What can be wrong, and the cause that a drill of the archive must give for it. Of what is copied
+# elsewhere test_offsite.py has more.
 DAMAGE = {
     "a flipped bit": "(a page|a table or an index) is damaged",
     "a truncated dump": r"Dump [0-9TZ]+ is damaged and was removed: app\.dump\.",

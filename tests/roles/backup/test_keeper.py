@@ -477,7 +477,7 @@ def test_a_copy_that_covers_no_marker(home: Home, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(keeper, "markers", lambda: [marker("a", NOON), marker("b", NOON + MINUTE)])
     found, chosen = keeper.aim(POLICY, NOON + MINUTE, keeper.HOME)
     assert (found.id, chosen.id) == ("a", "20260330T120000")
-    with pytest.raises(keeper.Refused, match="No marker has been written since"):
+    with pytest.raises(keeper.Refused, match="There is no marker yet"):
         keeper.aim(POLICY, NOON, keeper.HOME)
     keeper.STATE.update(restores=[(NOON - MINUTE).isoformat()])
     with pytest.raises(keeper.Refused, match="no backup yet of the database that runs"):

@@ -509,18 +509,22 @@ def keep_dump(facts: dict[str, Any], policy: Policy) -> None:
     discard(*found[: max(0, len(found) - policy.weeks)])
 
 
+class UncoveredError(Refused):
+    """An archive leads to no marker."""
+
+
 def aim(policy: Policy, at: dt.datetime, home: Path | None = None) -> tuple[Marker, Backup]:
     """A random marker of those that an archive covered at a moment, and the backup to it.
 
     Raises:
-        Refused: it covers none.
+        UncoveredError: it covers none.
     """
     found, restored = spans(backups(home), restores(), at, policy.window), last_restore()
     if not found or (restored and found[-1].first < restored):
-        raise Refused("There is no backup yet of the database that runs.")
+        raise UncoveredError("There is no backup yet of the database that runs.")
     possible = [item for item in markers() if found[-1].first <= item.until and item.next <= at]
     if not possible:
-        raise Refused("No marker has been written since the first backup of the present database.")
+        raise UncoveredError("There is no marker yet since the first backup.")
     marker = random.choice(possible)  # noqa: S311  nobody gains by guessing it
     return marker, chosen(found, marker.until)
 
@@ -685,7 +689,7 @@ def bring(policy: Policy, home: Path) -> tuple[Marker, Backup, dict[str, Any]]:
         snapshot = Pieces(peer).end()
         try:
             marker, backup = look(policy, peer, snapshot, home, late=ON_ITS_WAY)
-        except Refused:  # it may be from before the last restore, or the first backup
+        except UncoveredError:  # it may be from before the last restore, or the first backup
             # All that is committed is in the archive since the drill has begun.
             snapshot = Pieces(peer, copy=True).end()
             marker, backup = look(policy, peer, snapshot, home, late=dt.timedelta(0))
@@ -726,15 +730,15 @@ def look(
     """What is to be restored of a snapshot, into which all had come that was so much older.
 
     Raises:
-        Refused: it does not cover any marker.
+        UncoveredError: it does not cover any marker.
     """
     discard(home)
     fetch(peer, str(snapshot["snapshot"]), f"{SERVER}/meta/", home)
     at = dt.datetime.fromisoformat(snapshot["at"])
     try:
         return aim(policy, at - late, home)
-    except Refused as error:
-        raise Refused(f"In the off-site copy of {shown(at)} UTC: {error}") from None
+    except UncoveredError as error:
+        raise UncoveredError(f"In the off-site copy of {shown(at)} UTC: {error}") from None
 
 
 def copied_dump(at: str) -> Path | None:

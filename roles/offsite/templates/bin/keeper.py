@@ -479,6 +479,8 @@ def contents(policy: Policy, snapshot: str, path: str) -> Iterator[bytes]:
     # Of the backups alone: whoever keeps them need not learn what else is copied.
     if not re.fullmatch(r"(main|dumps)/[\w./-]+", path) or ".." in path:
         raise Refused(f"'{path}' is not given to anybody.")
+    if not re.fullmatch(r"[0-9a-f]{64}", snapshot):
+        raise Refused(f"'{snapshot}' is no snapshot.")
     words = ["dump", "--retry-lock=30m", snapshot, f"/source/backup/{path.rstrip('/')}"]
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
@@ -489,7 +491,7 @@ def contents(policy: Policy, snapshot: str, path: str) -> Iterator[bytes]:
             while process.stdout and (piece := process.stdout.read(PIECE)):
                 yield piece
         finally:  # whoever asked may have gone
-            process.kill()
+            process.terminate()
             code = process.wait()
         said.seek(0)
         output = said.read().decode(errors="replace")
@@ -525,8 +527,9 @@ class Giver(threading.Thread):
         listener = Listener(str(ASKED_AT), "AF_UNIX")
         # Whoever has the directory may: that is the keeper of the backups.
         ASKED_AT.chmod(0o666)
+        gone = (EOFError, OSError, ValueError)
         while True:
-            with contextlib.suppress(EOFError, OSError), listener.accept() as peer, GIVING:
+            with contextlib.suppress(*gone), listener.accept() as peer, GIVING:
                 self.serve(peer)
 
     def serve(self, peer: Connection) -> None:
