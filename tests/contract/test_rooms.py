@@ -184,6 +184,7 @@ def test_the_copy_is_made_by_who_only_reads(rendered: Rendered) -> None:
     assert sorted(target for target in mounts if target.startswith("/source")) == [
         "/source/backup:ro", "/source/secrets:ro", "/source/state:ro", "/source/tls:ro",
     ]  # fmt: skip
+    assert "/redis:ro" in mounts
     assert ("/repository" in mounts) is not away
     assert set(service["networks"]) == {"monitoring"} | ({"frontend"} if away else set())
     assert service["secrets"] == ["offsite_password", *(["offsite_ssh_key"] if away else [])]

@@ -111,6 +111,60 @@ def test_a_backup_that_comes_meanwhile(
     assert verbs(ran)[3:] == ["backup", "forget", "backup", "forget", "backup", "snapshots"]
 
 
+def rewriting(times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """So many copies during which Redis begins its files anew; what happens."""
+    queue, left, happened = tmp_path / "queue", [times], list[str]()
+    files = queue / "appendonlydir"
+    files.mkdir(parents=True)
+    (files / "appendonly.aof.manifest").write_text("seq 0")
+    (queue / "temp-rewriteaof-7.aof").touch()
+    monkeypatch.setattr(keeper, "QUEUE", queue)
+    monkeypatch.setattr(keeper, "COPY", tmp_path / "home" / "redis")
+    monkeypatch.setattr(keeper.time, "sleep", lambda _: happened.append("settled"))
+    copytree: Callable[..., Any] = keeper.shutil.copytree
+
+    def busy(*paths: Path, **options: Any) -> None:
+        copytree(*paths, **options)
+        if paths[0] != queue:
+            return
+        happened.append("copied")
+        if left[0]:
+            left[0] -= 1
+            (files / "appendonly.aof.manifest").write_text(f"seq {times - left[0]}")
+
+    monkeypatch.setattr(keeper.shutil, "copytree", busy)
+    return happened
+
+
+def test_redis_is_copied_before_what_leaves_its_queue(
+    ran: list[tuple[str, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FS-7, UT-2: again when its files were exchanged, and before the WAL; else events are lost."""
+    happened = rewriting(2, tmp_path, monkeypatch)
+    run: Callable[..., str] = keeper.run
+
+    def noted(*command: str, **environment: Any) -> str:
+        if "backup" in command:
+            happened.append("backed up")
+            assert command[-2:] == (str(keeper.SOURCE), str(keeper.COPY))
+        return run(*command, **environment)
+
+    monkeypatch.setattr(keeper, "run", noted)
+    keeper.copy(policy())
+    assert happened == ["copied", "copied", "copied", "settled", "backed up"]
+    assert [path.name for path in keeper.COPY.iterdir()] == ["appendonlydir"]
+
+
+def test_redis_that_never_rests(
+    ran: list[tuple[str, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bad input: it is said, and nothing half is kept."""
+    rewriting(99, tmp_path, monkeypatch)
+    with pytest.raises(keeper.Refused, match="Redis' files could not be copied"):
+        keeper.copy(policy())
+    assert verbs(ran) == ["init", "cat", "unlock"]
+
+
 def test_backups_that_never_rest(
     ran: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

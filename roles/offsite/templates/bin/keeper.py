@@ -7,6 +7,8 @@
     keeper.py list      how it goes
     keeper.py rekey     have the present key open the repository, and no earlier one
     keeper.py begin     make a repository where the one that was there is gone
+    keeper.py look      what a copy holds, and which others there are
+    keeper.py restore   put a copy in its place on another host
     keeper.py healthy   whether `serve` answers
 
 What is due is judged by what is there: nothing is scheduled, so nothing is missed.
@@ -22,6 +24,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -46,6 +49,7 @@ from keeping import (
     run,
     say,
     serve_metrics,
+    shown,
 )
 
 if TYPE_CHECKING:
@@ -53,6 +57,9 @@ if TYPE_CHECKING:
 
 HOME = Path("/var/lib/offsite")
 SOURCE = Path("/source")
+QUEUE = Path("/redis")
+COPY = HOME / "redis"
+TARGET = Path("/target")
 SECRETS = Path("/run/secrets")
 CONFIG = Path("/etc/compose-stack/current/config")
 MEMORY = Path("/tmp")  # noqa: S108  memory of its own
@@ -68,7 +75,9 @@ SMALL = 1 << 30
 PIECE = 1 << 17
 """Bytes of a copy that are given at once."""
 ATTEMPTS = 5
-"""Copies that are made in a row when the backups change meanwhile."""
+"""Copies that are made in a row when what is copied changes meanwhile."""
+SETTLED = 2
+"""Seconds after which what is committed has been received as WAL."""
 PATIENCE = 60
 """Seconds within which a repository must open; restic would go on for a quarter of an hour."""
 SSH = (
@@ -124,7 +133,7 @@ REASONS = {
 STATE = State(
     HOME / "keeper.json",
     began=None, repository=None, succeeded=None, seconds=0, snapshots=0, bytes=0, failing=None,
-    tidied=None, checked=None, unchecked=None,
+    tidied=None, checked=None, unchecked=None, restoring=None, recovered=None,
 )  # fmt: skip
 
 
@@ -162,14 +171,14 @@ def write(name: str, text: str) -> Path:
     return Path(fresh).rename(path)
 
 
-def options(policy: Policy, key: Path | None = None) -> list[str]:
+def options(policy: Policy, key_file: Path | None = None) -> list[str]:
     """Where the repository is and what it is entered with: in files, seen by nobody else."""
     address = policy.repository
     found = [
         "--cache-dir",
         str(HOME / "cache"),
         "--password-file",
-        str(key or SECRETS / "offsite_password"),
+        str(key_file or SECRETS / "offsite_password"),
     ]
     if address.startswith("sftp:"):
         key = base64.b64decode(secret("offsite_ssh_key")).decode()
@@ -201,7 +210,7 @@ def restic(
     verb: str,
     *arguments: str,
     seconds: float | None = None,
-    key: Path | None = None,
+    key_file: Path | None = None,
 ) -> str:
     """What restic says.
 
@@ -209,7 +218,7 @@ def restic(
         Refused: it failed; the text says why, and then what restic said.
     """
     try:
-        command = ("restic", *options(policy, key), verb, *arguments)
+        command = ("restic", *options(policy, key_file), verb, *arguments)
         return run(*command, seconds=seconds, **environment())
     except Refused as error:
         text = without_secrets(explained(str(error), error.output))
@@ -306,7 +315,9 @@ def former_keys(policy: Policy) -> dict[Path, str]:
         if path.read_text().strip() == secret("offsite_password"):
             continue
         try:
-            keys = json.loads(restic(policy, "key", "list", "--json", seconds=PATIENCE, key=path))
+            keys = json.loads(
+                restic(policy, "key", "list", "--json", seconds=PATIENCE, key_file=path)
+            )
         except Refused as error:
             # That key is gone already, or there is no repository yet.
             if re.search("no key found|config cannot be loaded|ended with 10:", str(error)):
@@ -325,11 +336,13 @@ def replace_keys(policy: Policy) -> None:
     new = str(SECRETS / "offsite_password")
     for path, identifier in former_keys(policy).items():
         # Of a process that was killed.
-        restic(policy, "unlock", seconds=PATIENCE, key=path)
+        restic(policy, "unlock", seconds=PATIENCE, key_file=path)
         try:
             restic(policy, "cat", "config", seconds=PATIENCE)
         except Refused:
-            restic(policy, "key", "add", "--new-password-file", new, seconds=PATIENCE, key=path)
+            restic(
+                policy, "key", "add", "--new-password-file", new, seconds=PATIENCE, key_file=path
+            )
         restic(policy, "key", "remove", identifier, seconds=PATIENCE)
 
 
@@ -365,6 +378,39 @@ def picture() -> list[tuple[str, int]]:
     return result
 
 
+def copy_queue() -> None:
+    """Copy Redis' files here, all of them of one moment before the backups are copied.
+
+    Redis only appends to the last file that its manifest names and changes none of the others; it
+    removes a file once a newer manifest is in place, and uses no number twice. While the manifest
+    stays the same, a copy has all that had been acknowledged when it began; what is cut at its end,
+    Redis drops at its start.
+
+    It comes first, because what has left the queue must be in the WAL that is copied: an event that
+    is in both is counted once, and one that is in neither would be lost.
+
+    Raises:
+        Refused: there is nothing to copy, or it never rests.
+    """
+    if not QUEUE.is_dir():  # no Redis in this stack
+        return
+    manifest = QUEUE / "appendonlydir" / "appendonly.aof.manifest"
+    for _ in range(ATTEMPTS):
+        shutil.rmtree(COPY, ignore_errors=True)
+        try:
+            before = manifest.read_text()
+            shutil.copytree(QUEUE, COPY, ignore=shutil.ignore_patterns("temp-*"))
+        except (FileNotFoundError, shutil.Error) as error:  # gone meanwhile, or not yet there
+            failed = str(error)
+            continue
+        if manifest.read_text() == before:
+            break
+        failed = "it wrote all of them anew each time"
+    else:
+        raise Refused(f"Redis' files could not be copied: {failed}")
+    time.sleep(SETTLED)
+
+
 def copy(policy: Policy) -> dict[str, Any]:
     """One snapshot of everything, in which each backup is whole or not there.
 
@@ -376,12 +422,14 @@ def copy(policy: Policy) -> dict[str, Any]:
     """
     began = time.monotonic()
     opened(policy)
+    copy_queue()
+    queue = [str(COPY)] if COPY.is_dir() else []
     for attempt in range(1, ATTEMPTS + 1):
         before = picture()
         try:
             text = restic(
                 policy, "backup", "--json", "--quiet", "--host", policy.host,
-                "--exclude", "/source/backup/dumps/.new", str(SOURCE),
+                "--exclude", "/source/backup/dumps/.new", str(SOURCE), *queue,
             )  # fmt: skip
         except Refused as error:
             # What has gone meanwhile; anything else is no better a second time.
@@ -543,6 +591,127 @@ class Giver(threading.Thread):
             peer.send_bytes(json.dumps(said).encode())
 
 
+# -- coming back --------------------------------------------------------------------------------
+
+
+def reading(policy: Policy, verb: str, *arguments: str, seconds: float | None = None) -> str:
+    """What restic says of a repository in which nothing is changed, no lock included."""
+    return restic(policy, verb, "--no-lock", *arguments, seconds=seconds)
+
+
+def identity(policy: Policy) -> str:
+    """The repository's own.
+
+    Raises:
+        Refused: it cannot be opened.
+    """
+    options(policy)  # with the key that ssh needs
+    reach(policy)
+    try:
+        text = reading(policy, "cat", "config", seconds=PATIENCE)
+    except Refused as error:
+        if "restic ended with 10:" in str(error) or "config cannot be loaded" in str(error):
+            text = "There is no repository at offsite_repository: is its disk mounted, and the path"
+            raise Refused(f"{text} the one that was copied to?") from None
+        raise
+    return str(json.loads(text[text.index("{") : text.rindex("}") + 1])["id"])
+
+
+def taken(snapshot: dict[str, Any]) -> dt.datetime:
+    return dt.datetime.fromisoformat(snapshot["time"])
+
+
+def told(snapshot: dict[str, Any]) -> str:
+    return f"{snapshot['short_id']} of {shown(taken(snapshot))} UTC"
+
+
+def chosen(policy: Policy, asked: str) -> dict[str, Any]:
+    """The copy that was asked for, or the newest of this stack.
+
+    Raises:
+        Refused: there is none; those that there are.
+    """
+    found = json.loads(reading(policy, "snapshots", "--json", seconds=PATIENCE)) or []
+    mine = sorted((item for item in found if item["hostname"] == policy.host), key=taken)
+    fitting = [item for item in mine if item["id"].startswith(asked)]
+    if not mine:
+        others = ", ".join(sorted({item["hostname"] for item in found})) or "none"
+        raise Refused(
+            f"The repository has no copy of {policy.host}; it has copies of: {others}. "
+            "stack_project says which is meant."
+        )
+    if not fitting or (asked and len(fitting) > 1):
+        listed = "; ".join(told(item) for item in reversed(mine))
+        raise Refused(f"SNAPSHOT={asked} names no copy, or several. There are: {listed}.")
+    return dict(fitting[-1])
+
+
+def look(policy: Policy, asked: str) -> dict[str, Any]:
+    """What a copy holds: its age and size, and the release that ran then.
+
+    Raises:
+        Refused: there is no such copy, or the repository cannot be opened.
+    """
+    repository = identity(policy)
+    snapshot = chosen(policy, asked)
+    size = json.loads(reading(policy, "stats", "--json", "--mode", "restore-size", snapshot["id"]))
+    paths = [
+        json.loads(line).get("path", "")
+        for line in reading(
+            policy, "ls", "--json", snapshot["id"], "/source", "/source/state/releases", str(COPY)
+        ).splitlines()
+    ]
+    numbers = [int(name) for path in paths if (name := path.rpartition("/")[2]).isdigit()]
+    release: dict[str, Any] = {}
+    if numbers:
+        record = f"/source/state/releases/{max(numbers)}/release.json"
+        release = json.loads(reading(policy, "dump", snapshot["id"], record))
+    return {
+        "repository": repository, "snapshot": snapshot["id"], "told": told(snapshot),
+        "bytes": size["total_size"],
+        "parts": [path.removeprefix("/source/") for path in paths if path.count("/") == 2]
+        + ["redis"] * (str(COPY) in paths),
+        "release": max(numbers, default=None),
+        "version": release.get("version", ""), "image": release.get("images", {}).get("api", ""),
+    }  # fmt: skip
+
+
+def restore(policy: Policy, asked: str, owner: str) -> dict[str, Any]:
+    """Put a copy in its place, below the directories that are mounted; what was there goes.
+
+    Redis' files, which are a copy of a copy, are given to their owner.
+
+    One that was interrupted goes on. From the repository is read only, and the next copy to it is
+    made when it is due: by then the stack serves, or its host is looked after.
+
+    Raises:
+        Refused: it failed.
+    """
+    began = time.monotonic()
+    repository = identity(policy)
+    snapshot = chosen(policy, asked)
+    parts = sorted(path for path in TARGET.iterdir() if path.is_dir())
+    if STATE.read()["restoring"] != snapshot["id"]:
+        for path in parts:
+            run("find", str(path), "-mindepth", "1", "-delete")
+        STATE.update(restoring=snapshot["id"])
+    for root in (SOURCE, HOME):
+        mine = [path for path in parts if (path.name == COPY.name) is (root == HOME)]
+        if mine:
+            places = [word for path in mine for word in ("--include", f"/{path.name}")]
+            root_of = f"{snapshot['id']}:{root}"
+            reading(policy, "restore", root_of, "--target", str(TARGET), "--quiet", *places)
+    if TARGET / COPY.name in parts:
+        run("chown", "--recursive", owner, str(TARGET / COPY.name))
+    os.sync()
+    at = now().isoformat()
+    STATE.update(
+        restoring=None, repository=repository, began=at, succeeded=snapshot["time"], tidied=at,
+        recovered=at,
+    )  # fmt: skip
+    return {"seconds": round(time.monotonic() - began, 1)}
+
+
 # -- going on -----------------------------------------------------------------------------------
 
 
@@ -573,7 +742,10 @@ def tend(policy: Policy) -> None:
         Refused: it failed.
     """
     found = STATE.read()
-    if found["failing"] or past(found["succeeded"], dt.timedelta(minutes=policy.minutes)):
+    between = dt.timedelta(minutes=policy.minutes)
+    if not past(found["recovered"], between):
+        return
+    if found["failing"] or past(found["succeeded"], between):
         done = noted(copy, policy)
         say(f"snapshot {done['snapshot']} copied in {done['seconds']} s")
     if not GIVING.acquire(blocking=False):
@@ -645,10 +817,16 @@ def main(words: Sequence[str]) -> Any:
         "list": lambda _: STATE.read(),
         "rekey": rekey,
         "begin": lambda _: begin(),
+        "look": lambda policy: look(policy, asked.snapshot),
+        "restore": lambda policy: restore(policy, asked.snapshot, asked.owner),
         "healthy": lambda _: ask_health(PORT),
     }
     for verb in answers:
-        verbs.add_parser(verb)
+        chooser = verbs.add_parser(verb)
+        if verb in ("look", "restore"):
+            chooser.add_argument("--snapshot", default="")
+        if verb == "restore":
+            chooser.add_argument("--owner", default="0:0")
     asked = parser.parse_args(words)
     return answers[asked.verb](Policy.from_environment())
 
