@@ -20,6 +20,8 @@ RELEASE ?=
 BACKUP ?=
 ASIDE ?=
 SECRET ?=
+KEY ?=
+SNAPSHOT ?=
 
 VENV := $(CURDIR)/.venv
 export PATH := $(VENV)/bin:$(PATH)
@@ -130,6 +132,13 @@ restore: controller ## the database as of TIME='2026-03-31 03:15:00' (UTC), TIME
 	@$(playbook) playbooks/restore.yml --extra-vars 'restore_confirm=$(CONFIRM) restore_release=$(RELEASE)' \
 	  --extra-vars 'restore_backup=$(BACKUP) restore_aside=$(ASIDE)' \
 	  --extra-vars "$$(python -c 'import json, os; print(json.dumps({"restore_time": os.environ["GIVEN"]}))')"
+
+.PHONY: recover
+recover: export GIVEN = $(or $(value TIME),latest)
+recover: controller ## the whole stack on a blank host, from the off-site copy; asks for its key, or KEY=<file>; SNAPSHOT=<id>, TIME=
+	@$(playbook) playbooks/recover.yml --extra-vars 'recover_confirm=$(CONFIRM) recover_key_file=$(KEY)' \
+	  --extra-vars 'recover_snapshot=$(SNAPSHOT)' \
+	  --extra-vars "$$(python -c 'import json, os; print(json.dumps({"recover_time": os.environ["GIVEN"]}))')"
 
 .PHONY: forget
 forget: controller ## remove the databases that restores have set aside

@@ -16,12 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.backups.conftest import BENCH, DRILL, ENGINE, KEEPER, SERVICES, said
-from tests.harness import ROOT, wait_for
+from tests.backups.conftest import (
+    BENCH,
+    DRILL,
+    ENGINE,
+    INVENTORY,
+    KEEPER,
+    SERVICES,
+    SETTINGS,
+    said,
+)
+from tests.harness import ROOT, Run, playbook, wait_for
 from tests.roles.tls.authority import issue
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tests.backups.conftest import World
 
@@ -29,9 +38,11 @@ NAME = f"{BENCH.project}-copies"
 IMAGE = f"{NAME}:test"
 PLACE = BENCH.backups.parent / "offsite"
 OFFSITE: dict[str, Any] = {
-    "stack_services": [*SERVICES, "offsite"],
+    # RabbitMQ has queues where something declares them.
+    "stack_services": [*SERVICES, "birthdays", "offsite"],
     "offsite_repository": str(PLACE),
 }
+REDIS = "var/lib/offsite/redis"
 PLANTED = "planted-secret-of-the-source"
 KINDS = ["local", "sftp", "rest", "s3"]
 
@@ -53,6 +64,16 @@ def state(world: World) -> dict[str, Any]:
     return found
 
 
+def back(image: str, repository: Path, key: Path, target: Path) -> None:
+    """What is in the newest copy, by restic alone."""
+    ENGINE.run(
+        "docker", "run", "--rm", "--network=none", f"--volume={repository}:/repository",
+        f"--volume={key}:/key:ro", f"--volume={target}:/back", image, "restic",
+        "--repo=/repository", "--password-file=/key", "--no-cache", "restore", "latest",
+        "--target=/back",
+    )  # fmt: skip
+
+
 def test_the_copy_comes_by_itself(copied: World) -> None:
     """FS-7: `make backups` says where and when, and Prometheus can tell."""
     text = said(copied.run("backups.yml", **OFFSITE).succeeded())
@@ -69,22 +90,18 @@ def test_it_holds_what_another_host_needs(copied: World, tmp_path: Path) -> None
     copied.stack.execute("offsite", *KEEPER, "copy")
     image = copied.stack.one("offsite")["Config"]["Image"]
     secrets = Path(BENCH.directory, "secrets")
-    ENGINE.run(
-        "docker", "run", "--rm", "--network=none", f"--volume={PLACE}:/repository",
-        f"--volume={secrets}/offsite_password:/key:ro", f"--volume={tmp_path}:/back", image,
-        "restic", "--repo=/repository", "--password-file=/key", "--no-cache", "restore", "latest",
-        "--target=/back",
-    )  # fmt: skip
-    back = tmp_path / "source"
-    assert (back / "secrets/operator_password").read_text() == (
+    back(image, PLACE, secrets / "offsite_password", tmp_path)
+    source = tmp_path / "source"
+    assert (source / "secrets/operator_password").read_text() == (
         secrets / "operator_password"
     ).read_text()
-    assert (back / "tls/live").exists()
-    assert list((back / "state/releases").iterdir())
+    assert (source / "tls/live").exists()
+    assert list((source / "state/releases").iterdir())
+    assert (tmp_path / REDIS / "appendonlydir/appendonly.aof.manifest").exists()
     for item in copied.backups():
-        kept = back / "backup/main/base" / item["id"] / "data"
+        kept = source / "backup/main/base" / item["id"] / "data"
         assert (kept / "backup_manifest").stat().st_uid == 70
-    ENGINE.run("rm", "-rf", str(back))
+    ENGINE.run("rm", "-rf", str(source))
 
 
 def test_its_key_is_seen_by_the_operator_alone(copied: World) -> None:
@@ -249,7 +266,14 @@ class Copies:
         return f"{NAME}-{self.kind}"
 
     def prepare(self) -> None:
-        for name in ("source/backup/main/meta", "state", "secrets", "tree/current", "server"):
+        for name in (
+            "source/backup/main/meta",
+            "queue",
+            "state",
+            "secrets",
+            "tree/current",
+            "server",
+        ):
             (self.home / name).mkdir(parents=True)
         closed = self.home / "source" / "backup" / "main" / "closed"
         closed.write_text(PLANTED)
@@ -262,6 +286,9 @@ class Copies:
         bins = ROOT / "roles" / "offsite" / "templates" / "bin"
         shutil.copy(bins / "keeper.py", current / "bin")
         shutil.copy(ROOT / "files" / "templates" / "keeping.py", current / "bin")
+        redis = self.home / "queue" / "appendonlydir"
+        redis.mkdir()
+        (redis / "appendonly.aof.manifest").write_text("")
         (current / "config" / "known_hosts").write_text("")
         (current / "config" / "ca.pem").write_text("")
         self.place.mkdir()
@@ -336,8 +363,9 @@ class Copies:
 
     def command(self, *words: str) -> list[str]:
         mounts = {
-            "source": "/source:ro", "state": "/var/lib/offsite", "secrets": "/run/secrets:ro",
-            "tree": "/etc/compose-stack:ro", "server/copies": "/repository",
+            "source": "/source:ro", "queue": "/redis:ro", "state": "/var/lib/offsite",
+            "secrets": "/run/secrets:ro", "tree": "/etc/compose-stack:ro",
+            "server/copies": "/repository",
         }  # fmt: skip
         return [
             "docker", "run", "--rm", "--cap-drop=ALL", "--cap-add=DAC_READ_SEARCH", "--read-only",
@@ -497,6 +525,66 @@ def test_a_damaged_part(copies: Copies) -> None:
         assert copies.keeper("list")["unchecked"] is None
 
 
+@contextlib.contextmanager
+def redis(image: str, data: Path) -> Iterator[Callable[..., str]]:
+    """A server as the stack's for sessions and queues, on these files; what asks it."""
+    name = f"{NAME}-redis"
+    ENGINE.run(
+        "docker", "run", "--detach", f"--name={name}", "--network=none", "--user=999:1000",
+        "--cap-drop=ALL", f"--volume={data}:/data", "--entrypoint=redis-server", image,
+        "--dir", "/data", "--appendonly", "yes", "--appendfsync", "always",
+    )  # fmt: skip
+
+    def ask(*words: str) -> str:
+        return ENGINE.run("docker", "exec", name, "redis-cli", *words).strip()
+
+    try:
+        wait_for("Redis", lambda: ask("ping") == "PONG")
+        yield ask
+    finally:
+        ENGINE.run("docker", "rm", "--force", name)
+
+
+# Each is sent when the one before has been answered, and takes the place of one 2000 before.
+WRITES = """
+i=0 rest=$(printf %01500d 0)
+while :; do i=$((i+1)); echo "mset k:$((i % 2000)) $i.$rest last $i"; done | redis-cli > /dev/null
+"""
+LACKING = """
+local last, lacking = tonumber(redis.call('get', 'last')), 0
+for i = last - 1999, last do
+    if redis.call('get', 'k:' .. i % 2000) ~= i .. '.' .. string.rep('0', 1500) then
+        lacking = lacking + 1
+    end
+end
+return lacking
+"""
+
+
+@pytest.mark.parametrize("copies", ["local"], indirect=True)
+def test_redis_is_copied_whole(copied: World, copies: Copies, tmp_path: Path) -> None:
+    """FS-7: while its files grow and are rewritten; a server started on the copy lacks nothing."""
+    image = copied.stack.one("redis-queue")["Config"]["Image"]
+    source = copies.home / "queue"
+    shutil.rmtree(source / "appendonlydir")
+    shutil.chown(source, 999, 1000)
+    with redis(image, source) as ask:
+        writer = subprocess.Popen(["docker", "exec", f"{NAME}-redis", "sh", "-c", WRITES])
+        wait_for("writes", lambda: int(ask("get", "last") or 0) > 2000)
+        acknowledged = int(ask("get", "last"))
+        keeper = subprocess.Popen(copies.command(*KEEPER, "copy"), stdout=subprocess.PIPE)
+        while keeper.poll() is None:
+            ask("bgrewriteaof")
+        assert "snapshot" in json.loads(keeper.communicate()[0])
+        written = int(ask("get", "last"))
+    writer.wait(10)
+    back(copies.image, copies.place, copies.home / "secrets" / "offsite_password", tmp_path)
+    ENGINE.run("chown", "-R", "999:1000", str(tmp_path / REDIS))
+    with redis(image, tmp_path / REDIS) as ask:
+        assert acknowledged <= int(ask("get", "last")) <= written
+        assert ask("eval", LACKING, "0") == "0"
+
+
 @pytest.mark.parametrize("copies", ["local"], indirect=True)
 def test_another_key_in_its_place(copies: Copies) -> None:
     """FS-7, FS-8: it opens all that there is; the one before nothing, and a third party's stays."""
@@ -549,30 +637,81 @@ def test_no_room(copies: Copies) -> None:
         large.unlink(missing_ok=True)
 
 
+def recover(world: World, interrupt_at: str | None = None, **variables: Any) -> Run:
+    return playbook(
+        INVENTORY, name="recover.yml", interrupt_at=interrupt_at, seconds=600,
+        variables={**SETTINGS, **OFFSITE, "recover_confirm": BENCH.project, **variables},
+    )  # fmt: skip
+
+
+def definitions(world: World) -> dict[str, Any]:
+    """All that RabbitMQ has been told, but for the salt of its passwords."""
+    words = ("rabbitmqctl", "--silent", "export_definitions", "-")
+    text = world.stack.engine.run(
+        "docker", "exec", "--env=HOME=/var/lib/rabbitmq", world.stack.one("rabbitmq")["Id"], *words
+    )
+    found: dict[str, Any] = json.loads(text[text.index("{") :])
+    for user in found["users"]:
+        del user["password_hash"]
+    return found
+
+
+def blank() -> bool:
+    """Whether nothing of the stack is on this machine."""
+    label = f"--filter=label=com.docker.compose.project={BENCH.project}"
+    lists = ENGINE.run("docker", "ps", "--all", "--quiet", label)
+    lists += ENGINE.run("docker", "volume", "ls", "--quiet", label)
+    return not (lists or Path(BENCH.directory).exists() or BENCH.backups.exists())
+
+
 def test_another_host(copied: World, tmp_path: Path) -> None:
-    """FS-7: with the key and the inventory, as the runbook says, nothing copied is lost."""
+    """FS-7: by one verb, with the key and the inventory, nothing copied is lost."""
+    redis = (
+        "sh",
+        "-c",
+        'redis-cli --no-auth-warning --user app -a "$(cat /run/secrets/redis_queue_password/*)" "$@"',
+        "",
+    )
     name = copied.create()
+    copied.stack.execute("redis-queue", *redis, "set", "session:known", name)
+    told = definitions(copied)
+    assert {queue["name"] for queue in told["queues"]} == {"birthdays", "birthdays.dead"}
     copied.stack.execute("backup", *KEEPER, "flush")
     copied.stack.execute("offsite", *KEEPER, "copy")
-    key = tmp_path / "key"
-    key.write_text(Path(BENCH.directory, "secrets", "offsite_password").read_text())
-    image = copied.stack.one("offsite")["Config"]["Image"]
+    known = sorted(path.name for path in (PLACE / "snapshots").iterdir())
+    secret = Path(BENCH.directory, "secrets", "operator_password").read_text()
+    key, wrong = tmp_path / "key", tmp_path / "wrong"
+    key.write_text(Path(BENCH.directory, "secrets", "offsite_password").read_text() + "\n")
+    wrong.write_text("another-key\n")
+    mine = {"recover_key_file": str(key)}
+
+    lives = copied.stack.lives()
+    run = recover(copied, **mine).failed()
+    assert f"has a stack called {BENCH.project}, or data of one" in said(run)
+    assert copied.stack.lives() == lives
+
     copied.run("clean.yml", clean_confirm=BENCH.project, **OFFSITE).succeeded()
-    assert not Path(BENCH.directory).exists()
-    assert not BENCH.backups.exists()
-    ENGINE.run(
-        "docker", "run", "--rm", "--network=none", f"--volume={PLACE}:/repository",
-        f"--volume={key}:/key:ro", f"--volume={tmp_path}:/back", image, "restic",
-        "--repo=/repository", "--password-file=/key", "--no-cache", "restore", "latest",
-        "--target=/back",
-    )  # fmt: skip
-    Path(BENCH.directory).mkdir()
-    for part in ("secrets", "tls", "state"):
-        ENGINE.run("mv", str(tmp_path / "source" / part), BENCH.directory)
-    ENGINE.run("mv", str(tmp_path / "source" / "backup"), str(BENCH.backups))
-    run = copied.run("site.yml", **OFFSITE, stack_up_timeout_seconds=120).failed()
-    assert "and there was one: is its disk mounted?" in said(run)
-    copied.restore(restore_time="latest", **OFFSITE).succeeded()
-    copied.run("site.yml", **OFFSITE).succeeded()
+    for variables, cause in (
+        ({"recover_key_file": str(wrong)}, "The key does not open the repository"),
+        ({**mine, "recover_snapshot": "nonsense"}, f"There are: {known[-1][:8]} of 20"),
+        ({**mine, "offsite_repository": f"{PLACE}-gone"}, f"There is no {PLACE}-gone on the host"),
+        ({**mine, "recover_confirm": "another"}, f"the project is called {BENCH.project}"),
+    ):
+        run = recover(copied, **variables).failed()
+        assert cause in said(run), variables
+        assert blank(), variables
+
+    # Killed in the middle of it, and typed again.
+    recover(copied, interrupt_at="Put the files in their places", **mine).failed()
+    run = recover(copied, **mine).succeeded()
+    assert key.read_text().strip() not in run.output
+    assert sorted(path.name for path in (PLACE / "snapshots").iterdir()) == known
     copied.settle()
     assert name in copied.names()
+    assert copied.stack.execute("redis-queue", *redis, "get", "session:known").strip() == name
+    assert Path(BENCH.directory, "secrets", "operator_password").read_text() == secret
+    wait_for("the queues of before", lambda: definitions(copied) == told, 30, 2)
+    # From now on it is this host that copies there.
+    copied.stack.execute("offsite", *KEEPER, "copy")
+    assert len(list((PLACE / "snapshots").iterdir())) == len(known) + 1
+    assert copied.run("site.yml", **OFFSITE).succeeded().changed == 0

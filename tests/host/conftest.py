@@ -14,6 +14,8 @@ from tests.harness import ROOT, Engine, Run, Site, Stack, playbook
 
 NAME = "compose-stack-molecule"
 SCRATCH = Path(os.environ.get("MOLECULE_EPHEMERAL_DIRECTORY", "/nonexistent"))
+LOST = SCRATCH / "lost.json"
+KEEPER = ("python3", "/etc/compose-stack/current/bin/keeper.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

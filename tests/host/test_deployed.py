@@ -222,7 +222,8 @@ class TestChange:
         }
 
         services = ["postgres", "redis", "rabbitmq", "api", "usage", "birthdays", "backup", "nginx"]
-        site_yml(**kept, stack_profiles=["dev"], stack_services=services).succeeded()
+        left = [*services, "offsite"]
+        site_yml(**kept, stack_profiles=["dev"], stack_services=left).succeeded()
         assert stack.lives(running=True) == before
         assert not stack.engine.succeeds("test", "-e", directory)
         assert stack.healthy()

@@ -451,6 +451,12 @@ def test_rules(good: dict[str, Any], variables: dict[str, Any], causes: list[str
     assert [cause for cause in causes if cause not in text] == [], text
 
 
+def test_images_are_made_for_a_copy(good: dict[str, Any]) -> None:
+    """FS-7: `make build` and `make bundle` deploy no service, and need the copy's image, too."""
+    variables = {"stack_services": [], "offsite_repository": "/srv/copies/stack"}
+    preflight({**good, **variables}).succeeded()
+
+
 def test_a_certificate_that_does_not_fit_is_refused_before_anything_changes(
     good: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -706,8 +706,8 @@ def restore(policy: Policy, asked: str, owner: str) -> dict[str, Any]:
     os.sync()
     at = now().isoformat()
     STATE.update(
-        restoring=None, repository=repository, began=at, succeeded=snapshot["time"], tidied=at,
-        recovered=at,
+        restoring=None, repository=repository, began=at, tidied=at,
+        succeeded=taken(snapshot).isoformat(), recovered=at,
     )  # fmt: skip
     return {"seconds": round(time.monotonic() - began, 1)}
 
