@@ -26,6 +26,12 @@ options:
     type: list
     elements: str
     default: []
+  unfinished:
+    description:
+      - A file that is there as long as a recovery of the host has not ended. Only a recovery may go
+        on then, and leaves this empty, unless the file says C(starting).
+    type: str
+    default: ''
   ports:
     description: Ports that are going to be published.
     type: list
@@ -546,6 +552,12 @@ class Preflight:
                 f"{', ...' if len(entries) > 3 else ''}).",
                 "Move that away, or set another stack_dir.",
             )
+        unfinished = self.params["unfinished"]
+        if unfinished and read(unfinished).strip() not in ("", "starting"):
+            self.problem(
+                f"A recovery of {project} on this host has not ended.",
+                "`make recover` goes on with it; `make clean` removes what it has brought.",
+            )
         elsewhere = {
             directory
             for container in self.project_containers()
@@ -856,6 +868,7 @@ def main() -> None:
             "stack_dir": text,
             "stack_project": text,
             "stack_entries": texts,
+            "unfinished": text,
             "ports": {
                 "type": "list",
                 "elements": "dict",

@@ -703,6 +703,7 @@ def test_another_host(copied: World, tmp_path: Path) -> None:
 
     # Killed in the middle of it, and typed again.
     recover(copied, interrupt_at="Put the files in their places", **mine).failed()
+    assert "on this host has not ended" in said(copied.run("site.yml", **OFFSITE).failed())
     run = recover(copied, **mine).succeeded()
     assert key.read_text().strip() not in run.output
     assert sorted(path.name for path in (PLACE / "snapshots").iterdir()) == known
