@@ -86,6 +86,19 @@ def test_what_is_due(ran: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
     assert ran[-1] == ("check", "--read-data-subset", "2/7"), "a Tuesday's seventh"
 
 
+def test_a_recovered_host_waits(
+    ran: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FS-7: nothing in the repository is changed before the stack has had time to serve."""
+    day_before = (NOON - dt.timedelta(days=1)).isoformat()
+    keeper.STATE.update(succeeded=day_before, recovered=NOON.isoformat(), failing={"why": "x"})
+    keeper.tend(policy())
+    assert ran == []
+    monkeypatch.setattr(keeper, "now", lambda: NOON + dt.timedelta(minutes=15))
+    keeper.tend(policy())
+    assert verbs(ran)[:3] == ["cat", "unlock", "backup"]
+
+
 def changing(times: int, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So many copies during which a backup comes."""
     meta = source / "backup" / "main" / "meta"

@@ -392,7 +392,8 @@ def copy_queue() -> None:
     Raises:
         Refused: there is nothing to copy, or it never rests.
     """
-    if not QUEUE.is_dir():  # no Redis in this stack
+    if not QUEUE.is_dir():  # no Redis in this stack, or no more
+        shutil.rmtree(COPY, ignore_errors=True)
         return
     manifest = QUEUE / "appendonlydir" / "appendonly.aof.manifest"
     for _ in range(ATTEMPTS):
