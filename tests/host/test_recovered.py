@@ -129,7 +129,7 @@ def keep(recovered: Run, lost: dict[str, Any], stack: Stack, names: set[str]) ->
     write(PAGE, page("Recovery", "KEEP_PROOF=1 make test-molecule", f"{table(figures)}\n\n{NOTES}"))
 
 
-NOTES = """
+NOTES = """\
 - The host of `molecule test` was deployed, used, copied to a directory of another machine, and
   removed with all its disks. The new one is a bare Debian 13 with systemd and SSH. `make recover`
   gets the inventory, the bundle of images and the key; it installs Docker, loads the images,
