@@ -1,9 +1,11 @@
 #!/bin/sh
 # Makes the Debian base that every other image stands on, and imports it into Docker.
-# Usage: build.sh <reference> <suite> <mirror> <security mirror>; http_proxy is honoured.
+# Usage: build.sh <reference> <suite> <mirror> <security mirror> [stale]; http_proxy is honoured. With the last word, lists of
+# packages past their date are taken, too.
 set -eu
 
-reference=$1 suite=$2 mirror=$3 security=$4
+reference=$1 suite=$2 mirror=$3 security=$4 fresh=true
+if [ "${5-}" = stale ]; then fresh=false; fi
 signed='deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]'
 
 # Of two runs at once the second takes what the first has made: services must not stand on two bases.
@@ -25,6 +27,7 @@ trap 'exit 130' INT TERM
 TMPDIR=$scratch mmdebstrap --mode=root --variant=apt --include=passwd \
     --aptopt='Acquire::Languages "none"' \
     --aptopt='APT::Install-Recommends "false"' \
+    --aptopt="Acquire::Check-Valid-Until \"$fresh\"" \
     --dpkgopt=force-unsafe-io \
     --dpkgopt='path-exclude=/usr/share/doc/*' \
     --dpkgopt='path-include=/usr/share/doc/*/copyright' \

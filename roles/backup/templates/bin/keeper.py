@@ -57,7 +57,8 @@ if TYPE_CHECKING:
 
 HOME = Path("/var/lib/barman")
 DATA = Path("/var/lib/postgresql/data")
-SERVER = "main"
+SERVER = os.environ.get("BACKUP_SERVER", "main")
+"""Barman's name of the server; each version of PostgreSQL has an archive of its own."""
 CONFIG = Path("/etc/compose-stack/current/config/barman.conf")
 BARMAN = ("barman", "--config", str(CONFIG))
 OFFSITE = Path("/run/offsite/socket")
