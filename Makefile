@@ -22,6 +22,7 @@ ASIDE ?=
 SECRET ?=
 KEY ?=
 SNAPSHOT ?=
+REHEARSE ?=
 
 VENV := $(CURDIR)/.venv
 export PATH := $(VENV)/bin:$(PATH)
@@ -39,7 +40,7 @@ compose = python scripts/compose.py --inventory $(inventory)
 help:
 	@awk 'BEGIN {FS = ":.*## "} \
 	  /^##@/ {printf "\n%s\n", substr($$0, 5)} \
-	  /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	  /^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@printf '\nINVENTORY=%s (of: %s); ARGS=... goes to ansible-playbook (of logs: to compose).\n' '$(INVENTORY)' '$(notdir $(patsubst %/,%,$(wildcard inventories/*/)))'
 
 ##@ Deploy
@@ -139,6 +140,12 @@ recover: controller ## the whole stack on a blank host, from the off-site copy; 
 	@$(playbook) playbooks/recover.yml --extra-vars 'recover_confirm=$(CONFIRM) recover_key_file=$(KEY)' \
 	  --extra-vars 'recover_snapshot=$(SNAPSHOT)' \
 	  --extra-vars "$$(python -c 'import json, os; print(json.dumps({"recover_time": os.environ["GIVEN"]}))')"
+
+.PHONY: upgrade-postgres
+upgrade-postgres: controller ## another major version of PostgreSQL, TO=18, rehearsed first; REHEARSE=1 stops after that; TO=17 goes back
+	@$(if $(TO),,echo 'Say to which version: make upgrade-postgres TO=18' >&2; exit 2;) \
+	  $(playbook) playbooks/$(if $(REHEARSE),rehearse_upgrade,upgrade_postgres).yml \
+	    --extra-vars 'postgres_version=$(TO) upgrade_confirm=$(CONFIRM)'
 
 .PHONY: forget
 forget: controller ## remove the databases that restores have set aside

@@ -1,10 +1,10 @@
 #!/bin/bash
-# Has carry_over.sh, $1, carry the database cluster in the directory $2 over into $3, both beside the running one: the version that
-# it is of serves it, without a network and to nobody else, to the version that it shall be of. With $4, a service of the
-# application, the result is tried by that, and neither of the two directories is left.
+# Has $scratch/carry_over.sh carry the database cluster in the directory $1 over into $2, both beside the running one: the version
+# that it is of serves it, without a network and to nobody else, to the version that it shall be of. With $3 it is a
+# rehearsal: that service of the application tries the result (`-`: none does), and neither of the two directories is left.
 # Says what was found in one line of JSON, or what is wrong.
 set -euo pipefail
-carry_over=$1 from=$2 to=$3 smoke=${4-}
+from=$1 to=$2 smoke=${3-}
 room=$STACK_DIR/run/upgrade
 began=$SECONDS
 
@@ -13,7 +13,7 @@ end() {
     docker rm --force "$(name old)" "$(name new)" > /dev/null 2>&1 || true
     options=(--rm)
     [ -z "$smoke" ] || container clean "$NEW_IMAGE" rm -rf "/var/lib/postgresql/data/$from" "/var/lib/postgresql/data/$to"
-    rm -rf "$room"
+    rm -rf "$room" "$scratch"
 }
 refuse() {
     printf '{"refused": "%s"}\n' "$(printf '%s' "$1" | tr -d '"\\' | tr '\n\t' '  ')"
@@ -49,7 +49,7 @@ until docker exec "$(name old)" pg_isready --quiet --host=/run/upgrade --usernam
     sleep 0.2
 done
 options=(--detach)
-container new "$NEW_IMAGE" bash -c "$(cat "$carry_over")" bash "$to" ${smoke:+thorough} > /dev/null
+container new "$NEW_IMAGE" bash -c "$(cat "$scratch/carry_over.sh")" bash "$to" ${smoke:+thorough} > /dev/null
 while running new && ! [ -e "$room/ready" ]; do sleep 0.2; done
 found=$(docker logs "$(name new)" 2>&1 | tail -n 1)
 case $found in
@@ -58,11 +58,10 @@ case $found in
     *) refuse "The new version ended unexpectedly: $found" ;;
 esac
 docker stop "$(name old)" > /dev/null
-if [ -n "$smoke" ]; then
+if [ -n "$smoke" ] && [ "$smoke" != - ]; then
     said=$(docker compose --project-directory "$STACK_DIR" run --rm --no-deps --quiet-pull -T --volume "$room:/run/upgrade" \
         --env 'DATABASE_URL=postgresql://app@%2Frun%2Fupgrade:5433/app' --env API_SEED_DEMO_DATA=0 "$smoke" \
         compose-app smoke 2>&1 < /dev/null) || refuse "The application does not work on it: $(tail -n 5 <<< "$said")"
-    docker stop "$(name new)" > /dev/null
 fi
 options=()
 echo "${found%\}}, \"seconds\": $((SECONDS - began))}"
