@@ -32,6 +32,8 @@ container() {
 }
 running() { [ "$(docker inspect --format '{{.State.Running}}' "$(name "$1")")" = true ]; }
 
+# What serves is not removed by a slip.
+[ -z "$smoke" ] || [ "$from" != pgdata ]
 trap end EXIT
 trap 'exit 143' TERM INT HUP
 docker rm --force "$(name old)" "$(name new)" > /dev/null 2>&1 || true

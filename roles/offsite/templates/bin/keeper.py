@@ -369,7 +369,7 @@ def alone() -> Iterator[None]:
 
 def picture() -> list[tuple[str, int]]:
     """Which backups and dumps there are, and since when as they are."""
-    places = ("backup/main/meta/*", "backup/dumps/[0-9]*")
+    places = ("backup/main*/meta/*", "backup/dumps/[0-9]*")
     found = [path for place in places for path in SOURCE.glob(place)]
     result = []
     for path in sorted(found):
