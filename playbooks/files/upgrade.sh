@@ -40,14 +40,20 @@ docker rm --force "$(name old)" "$(name new)" > /dev/null 2>&1 || true
 rm -rf "$room"
 install -d -o "${OWNER%:*}" -g "${OWNER#*:}" -m 0711 "$room"
 
-# The lock is that of boot/start.sh: never two servers on one directory.
-options=(--detach --stop-signal SIGINT --stop-timeout 120)
+# Ends with this script, however that ends: nothing else holds its standard input open. The lock is that of boot/start.sh:
+# never two servers on one directory.
+options=(--interactive)
 # shellcheck disable=SC2016 # the container's shell expands it
-container old "$OLD_IMAGE" sh -euc 'exec 9< "$1"; flock -n 9 || { echo "another server has it"; exit 1; }
-    exec postgres -D "$1" -c config_file=/etc/compose-stack/current/config/postgresql.conf -c listen_addresses= \
-        -c unix_socket_directories=/run/upgrade -c default_transaction_read_only=on' sh "/var/lib/postgresql/data/$from" > /dev/null
+exec {held}> >(exec 2> "$scratch/old"; container old "$OLD_IMAGE" sh -euc 'exec 3<&0 9< "$1"
+    flock -n 9 || { echo "another server has it" >&2; exit 1; }
+    postgres -D "$1" -c config_file=/etc/compose-stack/current/config/postgresql.conf -c listen_addresses= \
+        -c unix_socket_directories=/run/upgrade -c default_transaction_read_only=on < /dev/null &
+    server=$!
+    { cat <&3 > /dev/null; kill -INT "$server"; } &
+    wait "$server"' sh "/var/lib/postgresql/data/$from" > /dev/null)
+server=$!
 until docker exec "$(name old)" pg_isready --quiet --host=/run/upgrade --username=postgres > /dev/null 2>&1; do
-    running old || refuse "The old version does not serve it: $(docker logs --tail 3 "$(name old)" 2>&1)"
+    kill -0 "$server" 2> /dev/null || refuse "The old version does not serve it: $(tail -n 3 "$scratch/old")"
     sleep 0.2
 done
 options=(--detach)
@@ -59,7 +65,8 @@ case $found in
     '{"refused"'*) echo "$found"; exit 1 ;;
     *) refuse "The new version ended unexpectedly: $found" ;;
 esac
-docker stop "$(name old)" > /dev/null
+exec {held}>&-
+docker wait "$(name old)" > /dev/null
 if [ -n "$smoke" ] && [ "$smoke" != - ]; then
     said=$(docker compose --project-directory "$STACK_DIR" run --rm --no-deps --quiet-pull -T --volume "$room:/run/upgrade" \
         --env 'DATABASE_URL=postgresql://app@%2Frun%2Fupgrade:5433/app' --env API_SEED_DEMO_DATA=0 "$smoke" \

@@ -94,6 +94,18 @@ def test_check_mode_only_says_so(world: World) -> None:
     assert not (world.data / "pgdata.restored").exists()
 
 
+def test_a_version_that_does_not_fit(world: World) -> None:
+    """Bad input: a clear message, and the database untouched. `tests/prove` upgrades it."""
+    container = world.stack.one("postgres")["Id"]
+    for version, cause in ((16, "TO is 17 or 18"), (19, "TO is 17 or 18")):
+        refused = world.run("upgrade_postgres.yml", postgres_version=version).failed()
+        assert cause in said(refused)
+    refused = world.run("site.yml", postgres_version=18, stack_image_source="distro").failed()
+    assert "holds data of PostgreSQL 17; the stack runs PostgreSQL 18" in said(refused)
+    assert "make upgrade-postgres TO=18" in said(refused)
+    assert world.stack.one("postgres")["Id"] == container
+
+
 def test_a_release_comes_back(world: World) -> None:
     """FS-7: the database as it was just before a release, and back to what was set aside."""
     kept = world.create()

@@ -433,6 +433,10 @@ RULES = [
             "redis_queue_password (the application signs in to redis-queue with it)",
         ],
     ),
+    (
+        {"stack_image_source": "registry", "postgres_version": 18},
+        ["postgres_version 18 cannot be had from a registry"],
+    ),
 ]
 
 
@@ -442,7 +446,7 @@ RULES = [
     ids=[
         *("many", "others", "settings", "monitoring", "logging", "alloy", "usage", "firewall"),
         *("late usage", "no database", "birthdays", "backup", "acme", "names and ports"),
-        *("no token", "offsite", "no offsite", "offsite account", "rotation"),
+        *("no token", "offsite", "no offsite", "offsite account", "rotation", "version"),
     ],
 )
 def test_rules(good: dict[str, Any], variables: dict[str, Any], causes: list[str]) -> None:
