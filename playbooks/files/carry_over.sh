@@ -71,11 +71,12 @@ ORDER BY made, dimension_number
 SQL
 }
 
-# What there is beside rows, a line each and in order; without what differs by itself, and a trigger that newer versions of TimescaleDB do without.
+# What there is beside rows, a line each and in order; without what differs by itself, and a trigger that newer versions of
+# TimescaleDB do without.
 shape() {
     # shellcheck disable=SC2086
-    pg_dump $1 --schema-only --exclude-extension=timescaledb --exclude-schema='_timescaledb*' --exclude-schema='timescaledb_*' "$2" | plain \
-        | grep -Ev '^(--|\\(un)?restrict |CREATE TRIGGER ts_insert_blocker )' \
+    pg_dump $1 --schema-only --exclude-extension=timescaledb --exclude-schema='_timescaledb*' --exclude-schema='timescaledb_*' "$2" \
+        | plain | grep -Ev '^(--|\\(un)?restrict |CREATE TRIGGER ts_insert_blocker )' \
         | awk 'BEGIN { RS = "" } { gsub("\n", " "); print }' | sort
 }
 roles() {
@@ -112,6 +113,7 @@ carry() {
         from --dbname="$1" --file=/tmp/dimensions | into --dbname="$1" > /dev/null
     fi
     database=$1; shift
+    # shellcheck disable=SC2046 # words
     dump --section=data $(sed 's/^/--exclude-table-data=/' /tmp/hypertables) "$database" | into --dbname="$database" > /dev/null
     while read -r table; do
         columns=$(from --dbname="$database" --command="SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum) FROM pg_attribute

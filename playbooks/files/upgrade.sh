@@ -4,7 +4,7 @@
 # rehearsal: that service of the application tries the result (`-`: none does), and neither of the two directories is left.
 # Says what was found in one line of JSON, or what is wrong.
 set -euo pipefail
-from=$1 to=$2 smoke=${3-}
+scratch=${scratch:?} from=$1 to=$2 smoke=${3-}
 room=$STACK_DIR/run/upgrade
 began=$SECONDS
 

@@ -185,6 +185,16 @@ def test_a_kill_in_the_middle_loses_nothing(content: str) -> None:
     assert psql(CONTENT) == content
 
 
+def test_what_does_not_serve_is_exchanged_back(content: str) -> None:
+    broken = {"exchange_tasks": "../../tests/prove/does_not_start.yml"}
+    failed = run("upgrade_postgres.yml", 18, stack_up_timeout_seconds=90, **broken).failed()
+    assert "What ran before runs on" in said(failed)
+    assert version() == 17
+    assert psql(CONTENT) == content
+    assert run("site.yml", 17).succeeded().changed == 0
+    run("forget.yml", 17).succeeded()
+
+
 def test_the_upgrade_keeps_every_row(content: str) -> None:
     size = int(psql("SELECT sum(pg_database_size(oid)) FROM pg_database")) / 1e9
     with Traffic(BENCH.stack.site, per_second=8, uploads=0, long_requests=0) as traffic:
