@@ -687,9 +687,9 @@ class Preflight:
                     f"{directory} holds data of PostgreSQL {found}; the stack runs PostgreSQL "
                     f"{major}, which would refuse it.",
                     f"Set postgres_version to {found}, or bring the database there with `make "
-                    f"upgrade-postgres TO={major}`. One of a version that postgres_version does not "
-                    f"take is dumped with PostgreSQL {found} (pg_dumpall), moved away and restored "
-                    "into the new database; or point postgres_data_dir elsewhere.",
+                    f"upgrade-postgres TO={major}`. One of a version that postgres_version does "
+                    f"not take is dumped with PostgreSQL {found} (pg_dumpall), moved away and "
+                    "restored into the new database; or point postgres_data_dir elsewhere.",
                 )
             return
 

@@ -36,20 +36,20 @@ SETTINGS = {
 }
 PSQL = ("psql", "-h", "/run/postgresql", "-U", "postgres", "-d", "app", "-AtqX", "-c")
 ROWS = 1_000_000
-"""Usage events, in the chunks of half a year."""
+"""Usage events, in the chunks of two weeks."""
 FILL = f"""
-INSERT INTO items (name, description, price_cents)
-    SELECT 'bulk ' || i, repeat('x', 200), i FROM generate_series(1, {ROWS // 4}) i;
+INSERT INTO items (name, description, price_cents, quantity)
+    SELECT 'bulk ' || i, repeat('x', 200), i, 1 FROM generate_series(1, {ROWS // 4}) i;
 INSERT INTO coupons (name, amount, remaining_amount)
-    SELECT 'bulk ' || i, 2, 1 FROM generate_series(1, 5000) i;
+    SELECT 'bulk ' || i, 2, 1 FROM generate_series(1, 500) i;
 INSERT INTO claims (user_id, coupon_name)
     SELECT 'user', name FROM coupons WHERE name LIKE 'bulk %';
 INSERT INTO usage_events
-    SELECT now() - i * interval '15 seconds', 'tenant' || i % 50, 'metric' || i % 5,
+    SELECT now() - i * interval '1 second', 'tenant' || i % 50, 'metric' || i % 5,
         i % 1000 + 0.25, 'event' || i FROM generate_series(1, {ROWS}) i;
 INSERT INTO usage_hours
     SELECT 'tenant', 'metric', date_trunc('hour', now()) - i * interval '1 hour', i, i
-    FROM generate_series(1, 5000) i;
+    FROM generate_series(1, 500) i;
 CHECKPOINT
 """
 CONTENT = " UNION ALL ".join(
@@ -247,7 +247,7 @@ def test_afterwards_the_inventory_has_to_agree(content: str) -> None:
 
 def test_the_way_back(content: str) -> None:
     """To the database of 17 as it was left; what was written since is set aside with that of 18."""
-    psql("INSERT INTO items (name, description, price_cents) VALUES ('since', '', 1)")
+    psql("INSERT INTO items (name, description, price_cents, quantity) VALUES ('since', '', 1, 1)")
     run("upgrade_postgres.yml", 17).succeeded()
     assert version() == 17
     assert psql(CONTENT) == content
