@@ -39,7 +39,7 @@ dump() { pg_dump $old --exclude-extension=timescaledb --exclude-schema='_timesca
 settings() {
     printf -- '-c %s ' listen_addresses= unix_socket_directories=/run/upgrade port=5433 shared_preload_libraries=timescaledb \
         timescaledb.license=apache timescaledb.telemetry_level=off timescaledb.max_background_workers=0 max_connections=20 \
-        shared_buffers=64MB maintenance_work_mem=64MB max_wal_size=4GB hba_file="/tmp/hba" "$@"
+        shared_buffers=64MB maintenance_work_mem=64MB max_wal_size=1GB hba_file="/tmp/hba" "$@"
 }
 
 # Rows by table, and the sum of their checksums, which no order of the rows changes.

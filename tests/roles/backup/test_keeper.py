@@ -361,6 +361,20 @@ def test_only_a_database_takes_the_place(home: Home, name: str) -> None:
     assert home.ran == []
 
 
+def test_another_version_takes_the_place_by_an_upgrade_alone(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bad input: what was set aside may be of a version that is not the server's."""
+    for place, version in (("pgdata", "18"), ("pgdata.before-1", "17")):
+        (home.data / place).mkdir()
+        (home.data / place / "PG_VERSION").write_text(f"{version}\n")
+    with pytest.raises(keeper.Refused, match="make upgrade-postgres TO=17"):
+        keeper.swap("pgdata.before-1")
+    assert home.ran == []
+    monkeypatch.setenv("BACKUP_UPGRADE", "1")
+    assert keeper.swap("pgdata.before-1").startswith("pgdata.before-")
+
+
 def test_where_there_was_no_database(home: Home) -> None:
     """FS-7: a disk that was lost: nothing is set aside, and what the receiver had goes."""
     (home.data / "pgdata.restored").mkdir()

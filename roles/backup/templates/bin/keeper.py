@@ -1094,13 +1094,20 @@ def swap(name: str) -> str:
     database in place.
 
     Raises:
-        Refused: there is no such directory, or no database in it.
+        Refused: there is no such directory, no database in it, or one of another version, which
+            an upgrade alone exchanges.
     """
     source = DATA / name
     if name != RESTORED and name not in aside():
         raise Refused(f"There is no {name}. Set aside are: {', '.join(aside()) or 'none'}.")
     if not (source / "PG_VERSION").is_file():
         raise Refused(f"There is no database in {name}.")
+    version, there = (source / "PG_VERSION").read_text().strip(), DATA / LIVE / "PG_VERSION"
+    same = not there.exists() or there.read_text().strip() == version
+    if not same and "BACKUP_UPGRADE" not in os.environ:
+        raise Refused(
+            f"{name} is of PostgreSQL {version}: `make upgrade-postgres TO={version}` is for that."
+        )
     with alone():
         # First: a disk that cannot be written is noticed while nothing has changed.
         STATE.update(restores=[*STATE.read()["restores"], now().isoformat()])
