@@ -194,5 +194,7 @@ fresh=$target
 pg_ctl start --silent --pgdata="$fresh" --options="$(settings)"
 # shellcheck disable=SC2086
 pg_amcheck $new --all --install-missing --heapallindexed
+# Elsewhere nobody signs in as this, but as members of it that have passwords.
+into --dbname=postgres --command='ALTER ROLE app LOGIN'
 touch /run/upgrade/ready
 while sleep 1 & wait $!; do :; done

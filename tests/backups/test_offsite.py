@@ -666,12 +666,9 @@ def blank() -> bool:
 
 def test_another_host(copied: World, tmp_path: Path) -> None:
     """FS-7: by one verb, with the key and the inventory, nothing copied is lost."""
-    redis = (
-        "sh",
-        "-c",
-        'redis-cli --no-auth-warning --user app -a "$(cat /run/secrets/redis_queue_password/*)" "$@"',
-        "",
-    )
+    password = "$(cat /run/secrets/redis_queue_password/*)"
+    ask = f'redis-cli --no-auth-warning --user app -a "{password}" "$@"'
+    redis = ("sh", "-c", ask, "")
     name = copied.create()
     copied.stack.execute("redis-queue", *redis, "set", "session:known", name)
     told = definitions(copied)

@@ -305,9 +305,9 @@ def test_planted_secrets_are_nowhere_else(
     assert not planted.within(rotated.run.output)
     assert not planted.within(json.dumps(containers))
     images = sorted({item["Image"] for item in containers.values()})
-    for verb in (("image", "inspect"), ("history", "--no-trunc")):
-        for image in [images] if verb[0] == "image" else [[item] for item in images]:
-            assert not planted.within(ENGINE.run("docker", *verb, *image))
+    assert not planted.within(ENGINE.run("docker", "image", "inspect", *images))
+    for image in images:
+        assert not planted.within(ENGINE.run("docker", "history", "--no-trunc", image))
     searched = f"docker save {' '.join(images)} | grep --text --fixed-strings -c -f {planted.file}"
     assert ENGINE.run("sh", "-c", searched, check=False, seconds=200).strip() == "0"
 

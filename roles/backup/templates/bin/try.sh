@@ -70,6 +70,9 @@ fi
 # The last, as it writes.
 migrated='' worked=false
 if wanted smoke; then
+    # Elsewhere nobody signs in as these, but as members of theirs that have passwords.
+    psql --dbname=postgres --command='ALTER ROLE app LOGIN' --command='ALTER ROLE app_owner LOGIN' 2> /tmp/said \
+        || refuse "it has no roles of the application: $(tail -n 3 /tmp/said)"
     id=$(cat /proc/sys/kernel/random/uuid)
     timeout 60 sh -c 'echo "$1" > "$2/asked"' sh "$id" "$socket" || refuse "the service drill-api does not answer: is it running?"
     answer=$(timeout 1800 cat "$socket/answered") || refuse "the service drill-api was not done after half an hour"

@@ -526,7 +526,7 @@ def contents(policy: Policy, snapshot: str, path: str) -> Iterator[bytes]:
         Refused: it does not, or cannot be read.
     """
     # Of the backups alone: whoever keeps them need not learn what else is copied.
-    if not re.fullmatch(r"(main|dumps)/[\w./-]+", path) or ".." in path:
+    if not re.fullmatch(r"(main(-\d+)?|dumps)/[\w./-]+", path) or ".." in path:
         raise Refused(f"'{path}' is not given to anybody.")
     if not re.fullmatch(r"[0-9a-f]{64}", snapshot):
         raise Refused(f"'{snapshot}' is no snapshot.")
