@@ -666,9 +666,8 @@ def blank() -> bool:
 
 def test_another_host(copied: World, tmp_path: Path) -> None:
     """FS-7: by one verb, with the key and the inventory, nothing copied is lost."""
-    password = "$(cat /run/secrets/redis_queue_password/*)"
-    ask = f'redis-cli --no-auth-warning --user app -a "{password}" "$@"'
-    redis = ("sh", "-c", ask, "")
+    account = copied.stack.login("redis_queue_password")
+    redis = ("redis-cli", "--no-auth-warning", "--user", account[0], "--pass", account[1])
     name = copied.create()
     copied.stack.execute("redis-queue", *redis, "set", "session:known", name)
     told = definitions(copied)
