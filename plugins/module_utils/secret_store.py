@@ -4,7 +4,7 @@ Each content also stands in `.versions/<name>/<version>`, and never changes ther
 with a secret mounts one version; a server mounts the directory, and accepts every version that is
 in it. The name of one that is no longer to be accepted begins with a dot, until the servers know.
 
-Shared by the modules secret_files, secret_retire and release_stage, and by preflight.
+Shared by the modules secret_files, secret_turn and release_stage, and by preflight.
 """
 
 from __future__ import annotations

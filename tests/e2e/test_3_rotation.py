@@ -293,9 +293,9 @@ def test_planted_secrets_are_nowhere_else(
     rotated: Rotated, planted: Planted, stack: Stack, tmp_path: Path
 ) -> None:
     """FS-8: not in what Docker shows, in processes, logs, files, images, data or backups."""
-    for verb in ("backup", "flush"):
-        keeper = ("python3", "/etc/compose-stack/current/bin/keeper.py", verb)
-        stack.execute("backup", *keeper)
+    keeper = ("python3", "/etc/compose-stack/current/bin/keeper.py")
+    for asked in ("backup", "flush"):
+        stack.execute("backup", *keeper, asked)
     containers = stack.containers()
     assert planted.places(f"{DIRECTORY}/secrets"), "what is there is found"
     former = Planted(tmp_path, rotated.before.values)
