@@ -116,6 +116,7 @@ def look(tmp_path: Path, **changes: Any) -> preflight.Preflight:
         "stack_dir": str(tmp_path / "stack"),
         "stack_project": "shop",
         "stack_entries": ["services"],
+        "unfinished": "",
         "ports": [],
         "postgres_major": 0,
         "postgres_data_dir": "",
@@ -172,6 +173,18 @@ def test_port_of_our_own_container(engine: Callable[..., FakeEngine], tmp_path: 
 def test_project_of_the_same_name(engine: Callable[..., FakeEngine], tmp_path: Path) -> None:
     engine(project("shop", "/srv/other"))
     assert "named 'shop' has containers on this host, from /srv/other" in causes(look(tmp_path))
+
+
+@pytest.mark.parametrize(("stage", "refused"), [("restoring", True), ("starting", False)])
+def test_recovery_that_has_not_ended(
+    engine: Callable[..., FakeEngine], tmp_path: Path, stage: str, refused: bool
+) -> None:
+    """Bad input: what is deployed over it would be replaced when it goes on."""
+    engine()
+    marker = tmp_path / "marker"
+    marker.write_text(f"{stage}\n")
+    found = causes(look(tmp_path, unfinished=str(marker)))
+    assert ("A recovery of shop on this host has not ended" in found) is refused
 
 
 def test_old_engine(engine: Callable[..., FakeEngine], tmp_path: Path) -> None:
