@@ -691,7 +691,6 @@ def test_another_host(copied: World, tmp_path: Path) -> None:
         ({"recover_key_file": str(wrong)}, "The key does not open the repository"),
         ({**mine, "recover_snapshot": "nonsense"}, f"There are: {known[-1][:8]} of 20"),
         ({**mine, "offsite_repository": f"{PLACE}-gone"}, f"There is no {PLACE}-gone on the host"),
-        ({**mine, "recover_confirm": "another"}, f"the project is called {BENCH.project}"),
     ):
         run = recover(copied, **variables).failed()
         assert cause in said(run), variables
