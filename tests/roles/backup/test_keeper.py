@@ -210,6 +210,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
         path.mkdir(parents=True)
     monkeypatch.setattr(keeper, "DATA", data)
     monkeypatch.setattr(keeper, "HOME", base)
+    monkeypatch.setenv("BACKUP_LOGIN", "backup")
     monkeypatch.setattr(keeper, "STATE", keeper.State(base / "keeper.json", **keeper.REMEMBERED))
     ran: list[tuple[str, ...]] = []
 

@@ -91,7 +91,9 @@ def test_a_recovered_host_waits(
 ) -> None:
     """FS-7: nothing in the repository is changed before the stack has had time to serve."""
     day_before = (NOON - dt.timedelta(days=1)).isoformat()
-    keeper.STATE.update(succeeded=day_before, recovered=NOON.isoformat(), failing={"why": "x"})
+    keeper.STATE.update(
+        repository="a" * 64, succeeded=day_before, recovered=NOON.isoformat(), failing={"why": "x"}
+    )
     keeper.tend(policy())
     assert ran == []
     monkeypatch.setattr(keeper, "now", lambda: NOON + dt.timedelta(minutes=15))

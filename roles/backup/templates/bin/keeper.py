@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime as dt
-import fcntl
 import hashlib
 import io
 import itertools
@@ -41,6 +40,7 @@ from keeping import (
     EVERY,
     Refused,
     State,
+    alone,
     answered,
     ask_health,
     gauges,
@@ -53,7 +53,7 @@ from keeping import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
 HOME = Path("/var/lib/barman")
 DATA = Path("/var/lib/postgresql/data")
@@ -304,14 +304,6 @@ def write_passwords() -> None:
         file.write(f"*:*:*:{login()}:{escaped}\n")
 
 
-@contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """While no other process of the keeper backs up or swaps."""
-    with (HOME / ".keeper.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 # -- backing up ---------------------------------------------------------------------------------
 
 
@@ -355,7 +347,7 @@ def verify(backup: Backup) -> Backup:
 
 def tend(policy: Policy, *, asked: bool = False) -> Backup | None:
     """Take what is due, or a backup now when asked; keep and remove as the policy says."""
-    with alone():
+    with alone(HOME / ".keeper.lock"):
         for item in backups():
             # Nobody else backs up now: whatever is unfinished was interrupted.
             if item.status not in ("DONE", "WAITING_FOR_WALS"):
@@ -773,8 +765,7 @@ def proved(policy: Policy) -> dict[str, Any]:
     Raises:
         Refused: it failed.
     """
-    with (HOME / ".drill.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone(HOME / ".drill.lock"):
         began, last = time.monotonic(), STATE.read()["drill"]
         try:
             found = drill(policy)
@@ -1108,7 +1099,7 @@ def swap(name: str) -> str:
         raise Refused(
             f"{name} is of PostgreSQL {version}: `make upgrade-postgres TO={version}` is for that."
         )
-    with alone():
+    with alone(HOME / ".keeper.lock"):
         # First: a disk that cannot be written is noticed while nothing has changed.
         STATE.update(restores=[*STATE.read()["restores"], now().isoformat()])
         live, gone = DATA / LIVE, ""

@@ -20,7 +20,6 @@ import argparse
 import base64
 import contextlib
 import datetime as dt
-import fcntl
 import json
 import os
 import re
@@ -41,6 +40,7 @@ from keeping import (
     EVERY,
     Refused,
     State,
+    alone,
     answered,
     ask_health,
     gauges,
@@ -351,17 +351,9 @@ def rekey(policy: Policy) -> dict[str, Any]:
     options(policy)  # with the key that ssh needs
     reach(policy)
     if former_keys(policy):
-        with alone():
+        with alone(HOME / ".lock"):
             replace_keys(policy)
     return {"rekeyed": True}
-
-
-@contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """While no other process of the keeper uses the repository."""
-    with (HOME / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 # -- copying ------------------------------------------------------------------------------------
@@ -726,7 +718,7 @@ def noted(action: Callable[[Policy], Any], policy: Policy) -> Any:
     Raises:
         Refused: it failed.
     """
-    with alone():
+    with alone(HOME / ".lock"):
         try:
             found = action(policy)
         except (Refused, OSError, ValueError, LookupError) as error:
