@@ -689,7 +689,7 @@ def test_another_host(copied: World, tmp_path: Path) -> None:
     copied.run("clean.yml", clean_confirm=BENCH.project, **OFFSITE).succeeded()
     for variables, cause in (
         ({"recover_key_file": str(wrong)}, "The key does not open the repository"),
-        ({**mine, "recover_snapshot": "nonsense"}, f"There are: {known[-1][:8]} of 20"),
+        ({**mine, "recover_snapshot": "nonsense"}, f"{known[-1][:8]} of 20"),
         ({**mine, "offsite_repository": f"{PLACE}-gone"}, f"There is no {PLACE}-gone on the host"),
     ):
         run = recover(copied, **variables).failed()
