@@ -23,7 +23,7 @@ end() {
     if [ $code -ne 0 ]; then
         pg_ctl stop --silent --pgdata="$fresh" --mode=immediate > /dev/null 2>&1 || true
         rm -rf "$fresh"
-        printf '{"refused": "%s"}\n' "$(printf '%s: ' "$step"; grep -v '^$' /tmp/said | tail -n 5 | tr -d '"\\' | tr '\n\t' '  ')" >&3
+        printf '{"refused": "%s"}\n' "$(printf '%s: ' "$step"; grep -v '^$' /tmp/said | sed "s/PASSWORD '[^']*'/PASSWORD '...'/g" | tail -n 5 | tr -d '"\\' | tr '\n\t' '  ')" >&3
     fi
     exit $code
 }

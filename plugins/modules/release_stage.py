@@ -176,8 +176,9 @@ def moved(release: dict[str, Any], latest: dict[str, Any]) -> str:
     """Which directories of data are not where they were; empty when all are."""
     return ", ".join(
         f"{name} was {then or 'a volume'} and is {latest['data'][name] or 'a volume'}"
-        for name, then in sorted(release["data"].items())
-        if then != latest["data"].get(name, then)
+        # Before there was another, a record did not name it.
+        for name, then in sorted({"postgres_version": 17, **release["data"]}.items())
+        if str(then) != str(latest["data"].get(name, then))
     )
 
 

@@ -49,7 +49,6 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]
     answers = {
         "cat": json.dumps({"id": "a" * 64}),
         "backup": json.dumps({"snapshot_id": "b" * 64}),
-        "snapshots": "[{}]",
         "stats": json.dumps({"total_size": 5}),
     }
 
@@ -57,6 +56,11 @@ def ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]
         verb = command[command.index("--repository-file") + 2]
         assert "the " not in " ".join([*command, *map(str, environment.values())])
         found.append((verb, *command[command.index(verb) + 1 :]))
+        if verb == "snapshots":
+            made = [command for command in found if command[0] == "backup"]
+            tags = [command[command.index("--tag") + 1] for command in made]
+            item = {"id": "b" * 64, "short_id": "b" * 8, "time": NOON.isoformat()}
+            return json.dumps([{**item, "tags": [tag]} for tag in tags])
         return answers.get(verb, "")
 
     monkeypatch.setattr(keeper, "run", run)
@@ -71,7 +75,8 @@ def test_what_is_due(ran: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
     """FS-7: a copy every quarter of an hour; once a day what is old goes, and all is read."""
     keeper.tend(policy())
     assert verbs(ran) == [
-        "init", "cat", "unlock", "backup", "snapshots", "forget", "stats", "cat", "unlock", "check",
+        "init", "cat", "unlock", "snapshots", "backup", "snapshots", "forget", "stats", "cat",
+        "unlock", "check",
     ]  # fmt: skip
     assert ran[-1][1:] == ("--read-data-subset", "100%")
     ran.clear()
@@ -80,7 +85,7 @@ def test_what_is_due(ran: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
     assert ran == []
     monkeypatch.setattr(keeper, "now", lambda: NOON + dt.timedelta(minutes=15))
     keeper.tend(policy())
-    assert verbs(ran) == ["cat", "unlock", "backup", "snapshots"]
+    assert verbs(ran) == ["cat", "unlock", "snapshots", "backup", "snapshots"]
     keeper.STATE.update(bytes=keeper.SMALL)
     keeper.check(policy())
     assert ran[-1] == ("check", "--read-data-subset", "2/7"), "a Tuesday's seventh"
@@ -98,7 +103,7 @@ def test_a_recovered_host_waits(
     assert ran == []
     monkeypatch.setattr(keeper, "now", lambda: NOON + dt.timedelta(minutes=15))
     keeper.tend(policy())
-    assert verbs(ran)[:3] == ["cat", "unlock", "backup"]
+    assert verbs(ran)[:4] == ["cat", "unlock", "snapshots", "backup"]
 
 
 def changing(times: int, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +128,7 @@ def test_a_backup_that_comes_meanwhile(
     """FS-7: half of it is in no copy that is kept."""
     changing(2, keeper.SOURCE, monkeypatch)
     keeper.copy(policy())
-    assert verbs(ran)[3:] == ["backup", "forget", "backup", "forget", "backup", "snapshots"]
+    assert verbs(ran)[4:] == ["backup", "forget", "backup", "forget", "backup", "snapshots"]
 
 
 def rewriting(times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -177,7 +182,7 @@ def test_redis_that_never_rests(
     rewriting(99, tmp_path, monkeypatch)
     with pytest.raises(keeper.Refused, match="Redis' files could not be copied"):
         keeper.copy(policy())
-    assert verbs(ran) == ["init", "cat", "unlock"]
+    assert verbs(ran) == ["init", "cat", "unlock", "snapshots"]
 
 
 def test_backups_that_never_rest(
@@ -234,6 +239,32 @@ def test_another_repository(ran: list[tuple[str, ...]]) -> None:
     with pytest.raises(keeper.Refused, match="is another than the one that was there: aaaaaaaa"):
         keeper.copy(policy())
     assert verbs(ran) == ["cat"]
+
+
+def test_another_host(ran: list[tuple[str, ...]]) -> None:
+    """Bad input: one that was thought lost copies on, or another stack is called the same."""
+    other = ("backup", "--tag", "of-the-other")
+    keeper.copy(policy())
+    ran.append(other)
+    for repository, identity in (("a" * 64, "mine"), (None, None)):
+        keeper.STATE.update(repository=repository, identity=identity)
+        with pytest.raises(keeper.Refused, match="Another host has copied here as stack: bbbbbbbb"):
+            keeper.copy(policy())
+        assert verbs(ran)[-1] == "snapshots"
+    # From that copy goes on who was recovered from it, and who is to.
+    for adopted in ("b" * 64, "next"):
+        keeper.STATE.update(adopted=adopted)
+        for _ in range(2):
+            keeper.copy(policy())
+        ran.append(other)
+
+
+def test_copies_of_before_had_no_tag(ran: list[tuple[str, ...]]) -> None:
+    """FS-7: they are gone on with."""
+    keeper.STATE.update(repository="a" * 64)
+    ran.append(("backup", "--tag", ""))
+    for _ in range(2):
+        keeper.copy(policy())
 
 
 def test_a_lost_line_is_no_damage(

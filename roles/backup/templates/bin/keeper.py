@@ -5,6 +5,7 @@
     keeper.py drill         restore to a random moment, apart from all, and see that it is right
     keeper.py flush         have all that is committed in the archive
     keeper.py list          what can be restored
+    keeper.py settle        have an archive agree with itself that was copied while it was written
     keeper.py plan          how a moment or a backup would be restored, or why not
     keeper.py lay-out       restore it beside the running database
     keeper.py swap NAME     have that directory served, and set aside what was
@@ -579,7 +580,6 @@ def drill(policy: Policy) -> dict[str, Any]:
             marker, backup, brought = bring(policy, home)
         else:
             marker, backup = aim(policy, now())
-        began = time.monotonic()
         lay_out(backup.id, marker.until.isoformat(), home)
         discard(DATA / "copy")
         found = tried(["dump"] if dump_due(policy) else [])
@@ -592,9 +592,7 @@ def drill(policy: Policy) -> dict[str, Any]:
         raise Refused(f"What was restored ends with marker {found['marker']}, not {marker.id}.")
     if found["dump"]:
         keep_dump({**found["dump"], "of": shown(marker.until)}, policy)
-    restoring = round(time.monotonic() - began, 1)
-    until = shown(marker.until)
-    return {**found, **brought, "backup": backup.id, "until": until, "restoring": restoring}
+    return {**found, **brought, "backup": backup.id, "until": shown(marker.until)}
 
 
 # -- from the off-site copy ---------------------------------------------------------------------
@@ -677,7 +675,6 @@ def bring(policy: Policy, home: Path) -> tuple[Marker, Backup, dict[str, Any]]:
         peer = Client(str(OFFSITE), "AF_UNIX")
     except OSError:
         raise Refused("The service `offsite` does not answer: is it running?") from None
-    began = time.monotonic()
     with peer:
         snapshot = Pieces(peer).end()
         try:
@@ -713,8 +710,8 @@ def bring(policy: Policy, home: Path) -> tuple[Marker, Backup, dict[str, Any]]:
     settle(home)
     text = CONFIG.read_text().replace(f"barman_home = {HOME}\n", f"barman_home = {home}\n")
     (home / "barman.conf").write_text(text)
-    brought = {"snapshot": name[:8], "copied": shown(dt.datetime.fromisoformat(snapshot["at"]))}
-    return marker, backup, {**brought, "bringing": round(time.monotonic() - began, 1)}
+    copied = shown(dt.datetime.fromisoformat(snapshot["at"]))
+    return marker, backup, {"snapshot": name[:8], "copied": copied}
 
 
 def look(
@@ -726,11 +723,14 @@ def look(
         UncoveredError: it does not cover any marker.
     """
     discard(home)
-    fetch(peer, str(snapshot["snapshot"]), f"{SERVER}/meta/", home)
     at = dt.datetime.fromisoformat(snapshot["at"])
     try:
+        fetch(peer, str(snapshot["snapshot"]), f"{SERVER}/meta/", home)
         return aim(policy, at - late, home)
-    except UncoveredError as error:
+    except Refused as error:
+        # As before the first copy with the archive of another version of PostgreSQL.
+        if not isinstance(error, UncoveredError) and "not found in snapshot" not in str(error):
+            raise
         raise UncoveredError(f"In the off-site copy of {shown(at)} UTC: {error}") from None
 
 
@@ -751,6 +751,8 @@ def settle(home: Path) -> None:
     for name in there & set(received):
         received[name].unlink()
     last = max(there | set(received), default="")
+    if not (wals / f"{SERVER}-xlog.db").exists():  # nothing has been archived yet
+        return
     lines = (wals / f"{SERVER}-xlog.db").read_text().splitlines(keepends=True)
     names = [line.split()[0] for line in lines]
     # What is neither there nor the end of all is a gap: it stays on the list, and is missed.
@@ -795,7 +797,8 @@ class Driller(threading.Thread):
                 drilled = STATE.read()["drill"]
                 text = None if "failed" in drilled else drilled.get("proved")
                 last = dt.datetime.fromisoformat(text) if text else None
-                if drill_due(backups(), now(), self.policy.drill_hour, last):
+                mine = present(backups(), last_restore())
+                if drill_due(mine, now(), self.policy.drill_hour, last):
                     found = proved(self.policy)
                     say(f"restore of {found['until']} proved in {found['seconds']} s")
                 failures = 0
@@ -1118,7 +1121,9 @@ def swap(name: str) -> str:
 
 
 def drop() -> list[str]:
-    gone = [*aside(), *[name for name in (RESTORED, ".staging") if (DATA / name).exists()]]
+    # What was laid out or carried over, whole or not, is called pgdata.re...
+    left = sorted(path.name for path in (*DATA.glob("pgdata.re*"), *DATA.glob(".staging")))
+    gone = [*aside(), *left]
     discard(*(DATA / name for name in gone))
     return gone
 
@@ -1150,7 +1155,7 @@ def listing(policy: Policy) -> dict[str, Any]:
 def main(words: Sequence[str]) -> Any:
     parser = argparse.ArgumentParser()
     verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb in ("serve", "backup", "drill", "flush", "list", "drop", "healthy"):
+    for verb in ("serve", "backup", "drill", "flush", "list", "settle", "drop", "healthy"):
         verbs.add_parser(verb)
     for verb in ("plan", "lay-out"):
         chooser = verbs.add_parser(verb)
@@ -1165,6 +1170,7 @@ def main(words: Sequence[str]) -> Any:
         "drill": lambda: proved(policy),
         "flush": flush,
         "list": lambda: listing(policy),
+        "settle": lambda: settle(HOME),
         "plan": lambda: plan(policy, asked.until, asked.backup),
         "lay-out": lambda: lay_out(asked.backup, asked.until),
         "swap": lambda: {"aside": swap(asked.name)},

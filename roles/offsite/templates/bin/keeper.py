@@ -31,6 +31,7 @@ import tempfile
 import threading
 import time
 import urllib.parse
+import uuid
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
@@ -78,6 +79,8 @@ ATTEMPTS = 5
 """Copies that are made in a row when what is copied changes meanwhile."""
 SETTLED = 2
 """Seconds after which what is committed has been received as WAL."""
+WAITING = ("--retry-lock", "30m")
+"""For what nobody may do while a drill is given a copy."""
 PATIENCE = 60
 """Seconds within which a repository must open; restic would go on for a quarter of an hour."""
 SSH = (
@@ -134,6 +137,7 @@ STATE = State(
     HOME / "keeper.json",
     began=None, repository=None, succeeded=None, seconds=0, snapshots=0, bytes=0, failing=None,
     tidied=None, checked=None, unchecked=None, restoring=None, recovered=None,
+    identity=None, adopted=None,
 )  # fmt: skip
 
 
@@ -343,7 +347,7 @@ def replace_keys(policy: Policy) -> None:
             restic(
                 policy, "key", "add", "--new-password-file", new, seconds=PATIENCE, key_file=path
             )
-        restic(policy, "key", "remove", identifier, seconds=PATIENCE)
+        restic(policy, "key", "remove", *WAITING, identifier)
 
 
 def rekey(policy: Policy) -> dict[str, Any]:
@@ -395,6 +399,7 @@ def copy_queue() -> None:
             shutil.copytree(QUEUE, COPY, ignore=shutil.ignore_patterns("temp-*"))
         except (FileNotFoundError, shutil.Error) as error:  # gone meanwhile, or not yet there
             failed = str(error)
+            time.sleep(1)
             continue
         if manifest.read_text() == before:
             break
@@ -402,6 +407,37 @@ def copy_queue() -> None:
     else:
         raise Refused(f"Redis' files could not be copied: {failed}")
     time.sleep(SETTLED)
+
+
+def snapshots(policy: Policy) -> list[dict[str, Any]]:
+    """Those of this stack, the oldest first."""
+    found = json.loads(restic(policy, "snapshots", "--json", "--host", policy.host)) or []
+    return sorted(found, key=taken)
+
+
+def identified(policy: Policy, known: bool) -> str:
+    """The tag of this host's copies; nobody else copies here under the same name.
+
+    Raises:
+        Refused: somebody does, such as the host that was lost: the two could not be told apart.
+    """
+    state, found = STATE.read(), snapshots(policy)
+    mine = state["identity"] or uuid.uuid4().hex
+    # Copies of before had no tag.
+    untagged = known and state["identity"] is None and state["adopted"] is None
+    STATE.update(identity=mine)
+    if not found:
+        return mine
+    last = found[-1]
+    if state["adopted"] == "next" or untagged:
+        STATE.update(adopted=last["id"])
+    elif mine not in last.get("tags", []) and last["id"] != state["adopted"]:
+        raise Refused(
+            f"Another host has copied here as {policy.host}: {told(last)}. Stop it if it is the "
+            "one before; else give one of the two another stack_project or offsite_repository. If "
+            f"this host is to go on from there: {BEGIN}"
+        )
+    return mine
 
 
 def copy(policy: Policy) -> dict[str, Any]:
@@ -413,15 +449,16 @@ def copy(policy: Policy) -> dict[str, Any]:
     Raises:
         Refused: there is none.
     """
-    began = time.monotonic()
+    began, known = time.monotonic(), STATE.read()["repository"] is not None
     opened(policy)
+    mine = identified(policy, known)
     copy_queue()
     queue = [str(COPY)] if COPY.is_dir() else []
     for attempt in range(1, ATTEMPTS + 1):
         before = picture()
         try:
             text = restic(
-                policy, "backup", "--json", "--quiet", "--host", policy.host,
+                policy, "backup", "--json", "--quiet", "--host", policy.host, "--tag", mine,
                 "--exclude", "/source/backup/dumps/.new", str(SOURCE), *queue,
             )  # fmt: skip
         except Refused as error:
@@ -433,13 +470,13 @@ def copy(policy: Policy) -> dict[str, Any]:
         found = json.loads(text.splitlines()[-1])
         if picture() == before:
             break
-        restic(policy, "forget", found["snapshot_id"])
+        restic(policy, "forget", *WAITING, found["snapshot_id"])
     else:
         raise Refused(f"The backups changed during each of {ATTEMPTS} copies.")
-    snapshots = json.loads(restic(policy, "snapshots", "--json", "--host", policy.host))
+    count = len(snapshots(policy))
     seconds = round(time.monotonic() - began, 1)
-    STATE.update(succeeded=now().isoformat(), seconds=seconds, snapshots=len(snapshots))
-    return {"snapshot": found["snapshot_id"][:8], "seconds": seconds, "snapshots": len(snapshots)}
+    STATE.update(succeeded=now().isoformat(), seconds=seconds, snapshots=count)
+    return {"snapshot": found["snapshot_id"][:8], "seconds": seconds, "snapshots": count}
 
 
 def tidy(policy: Policy) -> dict[str, Any]:
@@ -505,8 +542,7 @@ def newest(policy: Policy) -> dict[str, str]:
     if STATE.read()["repository"] is None:
         raise Refused("There is no copy yet: `make backups` says how the first one goes.")
     opened(policy)
-    text = restic(policy, "snapshots", "--latest", "1", "--json", "--host", policy.host)
-    if not (found := json.loads(text)):
+    if not (found := snapshots(policy)):
         raise Refused("There is no copy: the repository is there, and holds nothing of this stack.")
     return {"snapshot": found[-1]["id"], "at": found[-1]["time"]}
 
@@ -522,7 +558,7 @@ def contents(policy: Policy, snapshot: str, path: str) -> Iterator[bytes]:
         raise Refused(f"'{path}' is not given to anybody.")
     if not re.fullmatch(r"[0-9a-f]{64}", snapshot):
         raise Refused(f"'{snapshot}' is no snapshot.")
-    words = ["dump", "--retry-lock=30m", snapshot, f"/source/backup/{path.rstrip('/')}"]
+    words = ["dump", *WAITING, snapshot, f"/source/backup/{path.rstrip('/')}"]
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
             ["restic", *options(policy), *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -666,6 +702,7 @@ def look(policy: Policy, asked: str) -> dict[str, Any]:
         + ["redis"] * (str(COPY) in paths),
         "release": max(numbers, default=None),
         "version": release.get("version", ""), "image": release.get("images", {}).get("api", ""),
+        "postgres": str(release.get("data", {}).get("postgres_version", "")),
     }  # fmt: skip
 
 
@@ -700,7 +737,7 @@ def restore(policy: Policy, asked: str, owner: str) -> dict[str, Any]:
     at = now().isoformat()
     STATE.update(
         restoring=None, repository=repository, began=at, tidied=at,
-        succeeded=taken(snapshot).isoformat(), recovered=at,
+        succeeded=taken(snapshot).isoformat(), recovered=at, adopted=chosen(policy, "")["id"],
     )  # fmt: skip
     return {"seconds": round(time.monotonic() - began, 1)}
 
@@ -795,7 +832,7 @@ def metrics() -> str:
 
 def begin() -> dict[str, Any]:
     """Take whatever repository is there next, or make one."""
-    STATE.update(repository=None)
+    STATE.update(repository=None, adopted="next")
     return {"begun": True}
 
 
