@@ -105,7 +105,7 @@ services:
     entrypoint: []
     command: [sleep, infinity]
     networks: [backend]
-    {{ healthcheck(['CMD', 'psql', '-h', 'postgres', '-U', 'exporter', '-d', 'postgres', '-c', 'SELECT 1']) | indent(4) }}
+    {{ healthcheck(['CMD', 'psql', '-h', 'postgres', '-U', 'exporter_' ~ secrets_versions.postgres_exporter_password, '-d', 'postgres', '-c', 'SELECT 1']) | indent(4) }}
     {{ hardened('70:70', 0.5, 64, 32, stop_seconds=5) | indent(4) }}
 """  # noqa: E501
 
@@ -115,7 +115,7 @@ def test_who_may_sign_in_is_known_before_it_is_tried(stack: Stack, repository: P
     before = stack.one("postgres")["Id"]
     (repository / "roles/hello/templates/compose.yml.j2").write_text(ROOM_THAT_SIGNS_IN)
     with (repository / "roles/postgres/templates/config/pg_hba.conf").open("a") as file:
-        file.write("host postgres exporter samenet trust\n")
+        file.write("host postgres +exporter samenet trust\n")
     deploy(repository, stack_up_timeout_seconds=30)
     assert stack.healthy()
     assert stack.one("postgres")["Id"] == before
