@@ -706,7 +706,8 @@ def test_another_host(copied: World, tmp_path: Path) -> None:
     assert name in copied.names()
     assert copied.stack.execute("redis-queue", *redis, "get", "session:known").strip() == name
     assert Path(BENCH.directory, "secrets", "operator_password").read_text() == secret
-    wait_for("the queues of before", lambda: definitions(copied) == told, 30, 2)
+    wait_for("two queues", lambda: len(definitions(copied)["queues"]) == 2, 60, 2)
+    assert definitions(copied) == told
     # From now on it is this host that copies there.
     copied.stack.execute("offsite", *KEEPER, "copy")
     assert len(list((PLACE / "snapshots").iterdir())) == len(known) + 1
