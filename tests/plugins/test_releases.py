@@ -298,6 +298,11 @@ def test_module_refuses_where_the_data_has_moved(host: Host, staged: Any) -> Non
     assert "kept its data elsewhere (postgres_data_dir was a volume and is /srv/pg)" in message
     assert "Nothing was changed" in message
     amend(host, 1, data={"postgres_data_dir": "/srv/pg", "redis_data_dir": ""})
+    # The record of before there was another version does not name it.
+    there = {"postgres_data_dir": "/srv/pg", "redis_data_dir": ""}
+    amend(host, 2, data={**there, "postgres_version": 18})
+    assert "postgres_version was 17 and is 18" in staged().last["msg"]
+    amend(host, 2, data={**there, "postgres_version": 17})
     assert staged().last["release"]["number"] == 1
 
 

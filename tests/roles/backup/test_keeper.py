@@ -392,12 +392,14 @@ def test_when_a_restore_is_proved() -> None:
     """Once a day from the hour on, of what was there then; again until it succeeds."""
     night = NOON.replace(hour=4)
     old = backup(night - DAY)
-    assert not keeper.drill_due([], NOON, 4, None)
-    assert not keeper.drill_due([backup(NOON - MINUTE)], NOON, 4, None), "tonight, then"
-    assert keeper.drill_due([old], NOON, 4, None)
-    assert keeper.drill_due([old], NOON, 4, night - MINUTE)
-    assert not keeper.drill_due([old], NOON, 4, night + MINUTE)
-    assert not keeper.drill_due([replace(old, verified=False)], NOON, 4, None)
+    assert not keeper.drill_due([], NOON, 4, None, None)
+    assert not keeper.drill_due([backup(NOON - MINUTE)], NOON, 4, None, None), "tonight, then"
+    assert keeper.drill_due([old], NOON, 4, None, None)
+    assert keeper.drill_due([old], NOON, 4, None, night - MINUTE)
+    assert not keeper.drill_due([old], NOON, 4, None, night + MINUTE)
+    assert not keeper.drill_due([replace(old, verified=False)], NOON, 4, None, None)
+    assert not keeper.drill_due([old], NOON, 4, night, None), "of another history"
+    assert keeper.drill_due([old], NOON, 4, old.began - MINUTE, None)
 
 
 def marker(name: str, until: dt.datetime) -> Any:
@@ -497,6 +499,37 @@ def test_a_copy_that_covers_no_marker(home: Home, monkeypatch: pytest.MonkeyPatc
     keeper.STATE.update(restores=[(NOON - MINUTE).isoformat()])
     with pytest.raises(keeper.Refused, match="no backup yet of the database that runs"):
         keeper.aim(POLICY, NOON + MINUTE, keeper.HOME)
+
+
+@pytest.mark.parametrize(
+    ("said", "raised"),
+    [
+        ("path main-18 not found in snapshot", "UncoveredError"),
+        ("the key does not open the repository", "Refused"),
+    ],
+)
+def test_a_copy_from_before_the_archive(
+    home: Home, monkeypatch: pytest.MonkeyPatch, said: str, raised: str
+) -> None:
+    """FS-7: another is made where there is none of this version of PostgreSQL, and only there."""
+
+    def fetch(*_: Any) -> None:
+        raise keeper.Refused(said)
+
+    monkeypatch.setattr(keeper, "fetch", fetch)
+    snapshot = {"snapshot": "b" * 64, "at": NOON.isoformat()}
+    with pytest.raises(keeper.Refused, match=said) as refused:
+        keeper.look(POLICY, None, snapshot, home.data / "copy", late=MINUTE)
+    assert type(refused.value).__name__ == raised
+
+
+def test_all_that_is_left_is_forgotten(home: Home) -> None:
+    """What an upgrade that was killed has left takes room as well; what serves stays."""
+    left = ["pgdata.before-20260330T120000Z", "pgdata.rehearsal", "pgdata.restored.unfinished"]
+    for name in ("pgdata", ".staging", *left):
+        (home.data / name).mkdir()
+    assert set(keeper.drop()) == {".staging", *left}
+    assert [path.name for path in home.data.iterdir()] == ["pgdata"]
 
 
 def laid(home: Home, *, cut: bool = False) -> None:

@@ -259,6 +259,57 @@ def test_another_host(ran: list[tuple[str, ...]]) -> None:
         ran.append(other)
 
 
+def test_a_host_that_takes_another_ones_place(
+    ran: list[tuple[str, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FS-7: it goes on from the copy that it was made of, and sees when the other comes back."""
+    keeper.copy(policy())
+    monkeypatch.setattr(keeper, "TARGET", tmp_path / "target")
+    keeper.TARGET.mkdir()
+    monkeypatch.setattr(keeper, "chosen", lambda *_: json.loads(keeper.run(
+        "restic", "--repository-file", "x", "snapshots"))[-1])  # fmt: skip
+    keeper.STATE.update(identity=None)
+    keeper.restore(policy(), "", "0:0")
+    assert keeper.STATE.read()["adopted"] == "b" * 64
+    keeper.copy(policy())
+    ran.append(("backup", "--tag", "of-the-other"))
+    keeper.STATE.update(adopted=None)
+    with pytest.raises(keeper.Refused, match="Another host has copied here"):
+        keeper.copy(policy())
+
+
+@pytest.mark.parametrize("data", [{"postgres_version": 18}, {}])
+def test_what_a_copy_holds(
+    ran: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, data: dict[str, int]
+) -> None:
+    """FS-7: the newest release's version, and that of PostgreSQL, where it was kept."""
+    answers = {
+        "snapshots": json.dumps([
+            {"id": "b" * 64, "short_id": "b" * 8, "time": NOON.isoformat(), "hostname": "stack"}
+        ]),
+        "stats": '{"total_size": 5}',
+        "ls": "\n".join(
+            json.dumps({"path": path})
+            for path in ("/source/backup", "/source/state", "/source/state/releases/9",
+                         "/source/state/releases/10", str(keeper.COPY))
+        ),
+        "dump": json.dumps({"version": "1.2", "images": {"api": "api:1"}, "data": data}),
+    }  # fmt: skip
+    asked: list[tuple[str, ...]] = []
+
+    def reading(_: Any, verb: str, *arguments: str, **__: Any) -> str:
+        asked.append((verb, *arguments))
+        return answers[verb]
+
+    monkeypatch.setattr(keeper, "identity", lambda _: "a" * 64)
+    monkeypatch.setattr(keeper, "reading", reading)
+    found = keeper.look(policy(), "")
+    assert found["postgres"] == str(data.get("postgres_version", ""))
+    assert (found["release"], found["version"], found["image"]) == (10, "1.2", "api:1")
+    assert found["parts"] == ["backup", "state", "redis"]
+    assert asked[-1][-1] == "/source/state/releases/10/release.json"
+
+
 def test_copies_of_before_had_no_tag(ran: list[tuple[str, ...]]) -> None:
     """FS-7: they are gone on with."""
     keeper.STATE.update(repository="a" * 64)

@@ -224,10 +224,17 @@ def week_over(at: dt.datetime, hour: int, last: dt.datetime | None) -> bool:
 
 
 def drill_due(
-    found: Sequence[Backup], at: dt.datetime, hour: int, proved: dt.datetime | None
+    found: Sequence[Backup],
+    at: dt.datetime,
+    hour: int,
+    since: dt.datetime | None,
+    proved: dt.datetime | None,
 ) -> bool:
-    """Whether a restore is to be proved: once a day, from the hour on, of what was there then."""
-    return any(item.good and item.end < oclock(at, hour) for item in found) and (
+    """Whether a restore is to be proved: once a day, from the hour on, of what was there then.
+
+    Of the history that the database has now; `since` is the last restore.
+    """
+    return any(item.end < oclock(at, hour) for item in present(found, since)) and (
         proved is None or proved < oclock(at, hour)
     )
 
@@ -797,8 +804,7 @@ class Driller(threading.Thread):
                 drilled = STATE.read()["drill"]
                 text = None if "failed" in drilled else drilled.get("proved")
                 last = dt.datetime.fromisoformat(text) if text else None
-                mine = present(backups(), last_restore())
-                if drill_due(mine, now(), self.policy.drill_hour, last):
+                if drill_due(backups(), now(), self.policy.drill_hour, last_restore(), last):
                     found = proved(self.policy)
                     say(f"restore of {found['until']} proved in {found['seconds']} s")
                 failures = 0

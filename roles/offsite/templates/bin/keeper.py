@@ -681,7 +681,7 @@ def look(policy: Policy, asked: str) -> dict[str, Any]:
     Raises:
         Refused: there is no such copy, or the repository cannot be opened.
     """
-    repository = identity(policy)
+    identity(policy)
     snapshot = chosen(policy, asked)
     size = json.loads(reading(policy, "stats", "--json", "--mode", "restore-size", snapshot["id"]))
     paths = [
@@ -696,7 +696,7 @@ def look(policy: Policy, asked: str) -> dict[str, Any]:
         record = f"/source/state/releases/{max(numbers)}/release.json"
         release = json.loads(reading(policy, "dump", snapshot["id"], record))
     return {
-        "repository": repository, "snapshot": snapshot["id"], "told": told(snapshot),
+        "snapshot": snapshot["id"], "told": told(snapshot),
         "bytes": size["total_size"],
         "parts": [path.removeprefix("/source/") for path in paths if path.count("/") == 2]
         + ["redis"] * (str(COPY) in paths),
